@@ -1,0 +1,1 @@
+"""Generates Mosquitto's configuration and ACL from the topic table; runs a private Mosquitto."""

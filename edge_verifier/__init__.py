@@ -1,0 +1,1 @@
+"""What runs on the edge: engines, session table, batch planner, the service."""

@@ -1,0 +1,1 @@
+"""Target models behind one interface; each library is imported by its own file only."""

@@ -1,0 +1,1 @@
+"""The operator's side over MQTT: inventory, desired and reported configuration, commands."""

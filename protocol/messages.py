@@ -1,0 +1,328 @@
+"""The messages of every topic, as frozen pydantic models.
+
+The session messages travel once per round over a radio, so their fields have one-letter names on the wire
+(the alias of each field); everything else uses the field's own name. Unknown fields are ignored, so that a
+newer peer can add some; a wrong type, range or version is refused before any work is done for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, Strict
+from pydantic.functional_validators import BeforeValidator
+
+from protocol import PROTOCOL_VERSION
+
+MAX_DRAFT = 32
+"""Tokens in one window: bounds the rows that one message can ask for in a step."""
+MAX_CONTEXT_TOKENS = 12_000
+"""Context tokens in one message: four characters each, within `MAX_PAYLOAD_BYTES`."""
+MAX_PAYLOAD_BYTES = 61_440
+"""Below the broker's packet limit of 64 KiB, so that an oversized message is refused, not the connection."""
+MAX_TOKEN_ID = (1 << 24) - 1
+
+Finished = Literal["stop", "limit", "context"]
+RefusalReason = Literal[
+    "bad_message",
+    "wrong_version",
+    "too_large",
+    "unknown_session",
+    "prefix_mismatch",
+    "target_mismatch",
+    "token_out_of_range",
+    "context_too_long",
+    "busy",
+    "draining",
+    "rate_limited",
+    "internal_error",
+]
+
+Uid = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Counter = Annotated[int, Field(ge=0, lt=1 << 53)]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+TokenList = Annotated[tuple[TokenId, ...], Strict(strict=False)]
+
+
+def pack_tokens(tokens: Sequence[int]) -> str:
+    """Token ids as base64 of three little-endian bytes each: exactly four characters a token."""
+    words = np.asarray(tokens, dtype="<u4").view(np.uint8).reshape(-1, 4)
+    return base64.b64encode(words[:, :3].tobytes()).decode("ascii")
+
+
+def unpack_tokens(text: str) -> tuple[int, ...]:
+    """The inverse of `pack_tokens`.
+
+    Raises:
+        ValueError: `text` is not base64 of a whole number of tokens.
+    """
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"packed tokens are not base64: {error}") from error
+    if len(raw) % 3:
+        raise ValueError(f"packed tokens have {len(raw)} bytes, not a multiple of 3")
+    words = np.zeros((len(raw) // 3, 4), dtype=np.uint8)
+    words[:, :3] = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 3)
+    return tuple(int(token) for token in words.view("<u4")[:, 0])
+
+
+def _unpacked(value: object) -> object:
+    return unpack_tokens(value) if isinstance(value, str) else value
+
+
+PackedTokens = Annotated[
+    tuple[TokenId, ...],
+    Strict(strict=False),
+    Field(max_length=MAX_CONTEXT_TOKENS),
+    BeforeValidator(_unpacked),
+    PlainSerializer(pack_tokens, return_type=str),
+]
+
+
+class Message(BaseModel):
+    """Base of all messages: frozen, strictly typed, versioned."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="ignore", populate_by_name=True, allow_inf_nan=False
+    )
+
+    version: Literal[1] = Field(default=PROTOCOL_VERSION, alias="v")
+
+
+class SamplerSettings(BaseModel):
+    """How tokens are chosen. Temperature 0 is greedy; top_k 0 and top_p 1 switch those filters off."""
+
+    model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True, allow_inf_nan=False)
+
+    temperature: float = Field(default=0.0, ge=0.0, le=10.0, alias="t")
+    top_k: int = Field(default=0, ge=0, le=256, alias="k")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, alias="p")
+    seed: int = Field(default=0, ge=0, lt=1 << 64, alias="s")
+    attempt: int = Field(default=0, ge=0, lt=1 << 16, alias="n")
+
+
+class Opening(BaseModel):
+    """What a session is: bound to one target and one sampler for its whole life.
+
+    Attributes:
+        target: target fingerprint that the device expects; another one is refused.
+        sampler_version: refused as `wrong_version` when the verifier's differs.
+        keep_checkpoint: False keeps the conversation out of the broker.
+        retention_s: how long the broker keeps the checkpoint after its last change.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True)
+
+    settings: SamplerSettings = Field(alias="s")
+    target: Fingerprint = Field(alias="f")
+    sampler_version: int = Field(ge=0, alias="z")
+    keep_checkpoint: bool = Field(default=True, alias="k")
+    retention_s: int = Field(default=86_400, ge=60, le=30 * 86_400, alias="e")
+
+
+class Window(Message):
+    """Device to verifier: judge these drafts, or open, extend or close a session.
+
+    Attributes:
+        uid, generation, round: name the window; a repeated triple is answered again from memory.
+        ack: tokens that the device holds for good, this window's `context` included; the verdict starts here.
+        base: absolute index of the first token in `context`, else in `draft`; above `ack` when the window
+            presumes earlier ones.
+        hash: chain hash of the first `base` tokens.
+        draft: proposed tokens; empty is legal and means one decoded token.
+        opening: present when the window opens or rebuilds a session; then base is 0.
+        context: tokens appended without a check; legal at position 0 or at the start of a turn only.
+        limit: largest length of the session in this turn; present whenever `context` is.
+        is_close: the session ends; nothing is answered and its checkpoint is cleared.
+    """
+
+    uid: Uid = Field(alias="u")
+    generation: Counter = Field(alias="g")
+    round: Counter = Field(alias="r")
+    ack: Counter = Field(alias="a")
+    base: Counter = Field(alias="b")
+    hash: Uid = Field(alias="h")
+    draft: TokenList = Field(default=(), max_length=MAX_DRAFT, alias="d")
+    opening: Opening | None = Field(default=None, alias="o")
+    context: PackedTokens | None = Field(default=None, alias="c")
+    limit: Counter | None = Field(default=None, alias="l")
+    is_close: bool = Field(default=False, alias="x")
+
+
+class Verdict(Message):
+    """Verifier to device: the target's tokens from the device's acknowledged length on.
+
+    Attributes:
+        start: absolute index of the first of `tokens`; equal to the window's `ack`.
+        n_accepted: drafts of this window that stand.
+        finished: why the turn ends with the last of `tokens`.
+        price: milliseconds of step time that one more position costs now, all users waiting included.
+        queue_us, engine_us: time that the window waited for its step, and that the step took.
+    """
+
+    kind: Literal["v"] = Field(default="v", alias="m")
+    uid: Uid = Field(alias="u")
+    generation: Counter = Field(alias="g")
+    round: Counter = Field(alias="r")
+    start: Counter = Field(alias="s")
+    tokens: TokenList = Field(alias="k")
+    n_accepted: Counter = Field(alias="n")
+    finished: Finished | None = Field(default=None, alias="e")
+    price: float = Field(default=0.0, ge=0.0, alias="p")
+    queue_us: Counter = Field(default=0, alias="q")
+    engine_us: Counter = Field(default=0, alias="t")
+
+
+class Refusal(Message):
+    """Verifier to device: why a window was not judged. Without uid when the payload had none to read.
+
+    Attributes:
+        retry_after_s: when to try again; 0 when trying again cannot help.
+    """
+
+    kind: Literal["r"] = Field(default="r", alias="m")
+    uid: Uid | None = Field(default=None, alias="u")
+    generation: Counter | None = Field(default=None, alias="g")
+    round: Counter | None = Field(default=None, alias="r")
+    reason: RefusalReason = Field(alias="w")
+    detail: str = Field(default="", max_length=300, alias="d")
+    retry_after_s: float = Field(default=0.0, ge=0.0, alias="a")
+    price: float = Field(default=0.0, ge=0.0, alias="p")
+
+
+class Checkpoint(Message):
+    """Retained copy of a session, read only on resume. The device's journal is the first copy."""
+
+    uid: Uid = Field(alias="u")
+    generation: Counter = Field(alias="g")
+    opening: Opening = Field(alias="o")
+    tokens: PackedTokens = Field(alias="c")
+    limit: Counter = Field(alias="l")
+    finished: Finished | None = Field(default=None, alias="e")
+
+
+class VerifierStatus(Message):
+    """Retained advert of a verifier, and its last will (`is_alive` false).
+
+    Attributes:
+        target: target fingerprint (weights, dtype, engine, sampler version).
+        vocabulary: vocabulary fingerprint; decides which drafts fit.
+        max_context: tokens that one session can hold.
+    """
+
+    is_alive: bool
+    incarnation: str = Field(max_length=64)
+    target: Fingerprint | None = None
+    vocabulary: Fingerprint | None = None
+    model: str = Field(default="", max_length=200)
+    dtype: str = Field(default="", max_length=20)
+    engine: str = Field(default="", max_length=40)
+    max_context: Counter = 0
+    max_draft: Counter = MAX_DRAFT
+    n_free_sessions: Counter = 0
+    is_draining: bool = False
+    price: float = Field(default=0.0, ge=0.0)
+    sampler_version: Counter = 0
+
+
+class SessionHealth(BaseModel):
+    """One session as its device sees it; totals since it was opened."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    slot: int = Field(ge=0, le=7)
+    verifier: str = Field(max_length=48)
+    n_tokens: Counter = 0
+    n_rounds: Counter = 0
+    n_drafted: Counter = 0
+    n_accepted: Counter = 0
+    is_active: bool = False
+
+
+class DeviceStatus(Message):
+    """Retained presence of a device, and its last will (`is_online` false).
+
+    Attributes:
+        boot_id, serial: tell a reboot, and two boards with one identity, apart.
+        model_hash: sha256 of the draft model file, first 16 hex digits.
+    """
+
+    is_online: bool
+    incarnation: str = Field(max_length=64)
+    boot_id: str = Field(default="", max_length=64)
+    serial: str = Field(default="", max_length=64)
+    agent_version: str = Field(default="", max_length=40)
+    model: str = Field(default="", max_length=200)
+    model_hash: str = Field(default="", max_length=64)
+    vocabulary: str = Field(default="", max_length=16)
+    sessions: Annotated[tuple[SessionHealth, ...], Strict(strict=False)] = Field(default=(), max_length=8)
+
+
+class Desired(Message):
+    """Configuration that the fleet wants; higher `revision` wins."""
+
+    revision: Counter
+    config: dict[str, JsonValue] = Field(max_length=64)
+
+
+class SettingRefusal(BaseModel):
+    """One setting that a device did not take, and why."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    key: str = Field(max_length=64)
+    reason: str = Field(max_length=300)
+
+
+class Reported(Message):
+    """Configuration in force on a device, the desired revision it answers, and what was refused."""
+
+    revision: Counter
+    config: dict[str, JsonValue] = Field(max_length=64)
+    refusals: Annotated[tuple[SettingRefusal, ...], Strict(strict=False)] = ()
+
+
+class CommandRequest(Message):
+    """A command to one device; retained until final, executed at most once per id."""
+
+    id: str = Field(pattern=r"^[a-z0-9-]{1,48}$")
+    name: str = Field(max_length=40)
+    arguments: dict[str, JsonValue] = Field(default_factory=dict, max_length=32)
+    deadline_s: float = Field(default=30.0, gt=0.0, le=86_400.0)
+
+
+class CommandState(BaseModel):
+    """How far one command has come."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    id: str = Field(pattern=r"^[a-z0-9-]{1,48}$")
+    state: Literal["accepted", "running", "succeeded", "failed", "rejected", "timed_out"]
+    progress: float = Field(default=0.0, ge=0.0, le=1.0)
+    reason: str = Field(default="", max_length=300)
+    result: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class CommandResponse(Message):
+    """Retained: the state of all open commands of a device, one document."""
+
+    commands: Annotated[tuple[CommandState, ...], Strict(strict=False)] = Field(max_length=32)
+
+
+class Telemetry(Message):
+    """Rates of a device, QoS 0, at most one every few seconds, and none when idle."""
+
+    incarnation: str = Field(max_length=64)
+    tokens_per_s: float = Field(ge=0.0)
+    acceptance: float = Field(ge=0.0, le=1.0)
+    round_ms: float = Field(ge=0.0)
+    draft_tokens_per_s: float = Field(ge=0.0)
+
+
+Reply = Verdict | Refusal

@@ -1,0 +1,66 @@
+"""Counter-based uniforms and Gumbel noise, the shared randomness of device and verifier.
+
+The noise of a token is a pure function of (seed, attempt, absolute position, token id), so that two
+machines draw the same noise without exchanging any (Daliri, Musco, Suresh, arXiv 2408.07978). The mixing
+function is the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014); keys are absorbed in sequence,
+never summed, since a sum would give equal noise along diagonals.
+
+Integer steps are exact in 64-bit wrapping arithmetic, so the uniforms are bit-equal on every platform and
+library. The pinned values in the tests hold for numpy and torch alike.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+GOLDEN = 0x9E3779B97F4A7C15
+MIX_1 = 0xBF58476D1CE4E5B9
+MIX_2 = 0x94D049BB133111EB
+UNIFORM_BITS = 52
+"""(k + 1/2) * 2**-52 is exact in fp64 for every 52-bit k. With 53 bits it is not: k = 2**53 - 1 would
+round to exactly 1.0, whose noise is infinite."""
+
+_MASK = (1 << 64) - 1
+
+
+def _mix(word: int) -> int:
+    """SplitMix64's finaliser on one 64-bit integer."""
+    word = ((word ^ (word >> 30)) * MIX_1) & _MASK
+    word = ((word ^ (word >> 27)) * MIX_2) & _MASK
+    return word ^ (word >> 31)
+
+
+def row_key(seed: int, attempt: int, position: int) -> int:
+    """The 64-bit key of all noise at one absolute token position.
+
+    Args:
+        seed: the session's seed, 0 <= seed < 2**64.
+        attempt: raised by a retry of the same turn, so that the retry differs.
+        position: index of the token in the session, prompt included, counted from 0.
+    """
+    key = 0
+    for word in (seed, attempt, position):
+        key = _mix(((key ^ word) + GOLDEN) & _MASK)
+    return key
+
+
+def token_words(key: int, token_ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The 64 random bits of each token id at the position that `key` stands for."""
+    with np.errstate(over="ignore"):
+        z = np.uint64(key) + (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX_2)
+        return z ^ (z >> np.uint64(31))
+
+
+def uniforms(key: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One fp64 uniform per token id, strictly between 0 and 1."""
+    words = token_words(key, token_ids)
+    k = (words >> np.uint64(64 - UNIFORM_BITS)).astype(np.float64)
+    return (k + 0.5) * 2.0**-UNIFORM_BITS
+
+
+def gumbel(key: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One standard Gumbel variate per token id; always finite."""
+    return -np.log(-np.log(uniforms(key, token_ids)))

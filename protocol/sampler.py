@@ -1,0 +1,97 @@
+"""The canonical sampler: the one function by which verifier, device, reference and failover choose a token.
+
+Everything after the logits is fp64. Candidates are at most the `MAX_CANDIDATES` most likely tokens; top-k
+keeps every logit not below the k-th; top-p keeps the shortest prefix in the order (probability descending,
+id ascending) that reaches p. The choice is the argmax of scaled logit plus Gumbel noise, ties to the lowest
+id. Temperature 0 is the plain argmax, without noise. Any change here raises `SAMPLER_VERSION`, which is part
+of h(0), so that sessions never mix two samplers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.errors import ModelError
+from protocol.messages import SamplerSettings
+from protocol.noise import gumbel, row_key
+
+SAMPLER_VERSION = 1
+MAX_CANDIDATES = 256
+"""Bounds the cost of a row: noise for a vocabulary of 150,000 takes longer than the model's own step."""
+
+Logits = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The tokens that may be chosen at one position.
+
+    Attributes:
+        token_ids: [n], by score descending, then id ascending.
+        scores: [n], fp64, logit divided by temperature.
+    """
+
+    token_ids: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
+def candidates(logits: Logits, settings: SamplerSettings) -> Candidates:
+    """The candidates of one row of logits [vocab] at a temperature above 0.
+
+    Raises:
+        ModelError: a logit is not finite.
+    """
+    _check_finite(logits)
+    top_k = min(settings.top_k or MAX_CANDIDATES, MAX_CANDIDATES, logits.shape[0])
+    token_ids = _not_below_kth(logits, top_k)
+    scores = logits[token_ids].astype(np.float64) / settings.temperature
+    if settings.top_p < 1.0:
+        n_kept = _prefix_reaching(scores, settings.top_p)
+        token_ids, scores = token_ids[:n_kept], scores[:n_kept]
+    return Candidates(token_ids, scores)
+
+
+def choose(logits: Logits, settings: SamplerSettings, position: int) -> int:
+    """The token at absolute index `position`, given the logits [vocab] that predict it.
+
+    A pure function of its arguments: equal logits give equal tokens on every machine.
+
+    Raises:
+        ModelError: a logit is not finite.
+    """
+    if settings.temperature == 0.0:
+        _check_finite(logits)
+        return int(np.argmax(logits))
+    row = candidates(logits, settings)
+    noise = gumbel(row_key(settings.seed, settings.attempt, position), row.token_ids)
+    noisy = row.scores + noise
+    best = row.token_ids[noisy == noisy.max()]
+    return int(best.min())
+
+
+def _check_finite(logits: Logits) -> None:
+    if not np.isfinite(logits).all():
+        raise ModelError(
+            "the model produced logits that are not finite",
+            hint="the weights are damaged or overflow in this dtype: sled models check",
+        )
+
+
+def _not_below_kth(logits: Logits, top_k: int) -> NDArray[np.int64]:
+    """Ids of all logits not below the k-th largest, ordered, at most `MAX_CANDIDATES`."""
+    kth = np.partition(logits, logits.shape[0] - top_k)[logits.shape[0] - top_k]
+    token_ids: NDArray[np.int64] = np.flatnonzero(logits >= kth)
+    # A stable sort of ascending ids leaves equal logits in id order.
+    order = np.argsort(-logits[token_ids].astype(np.float64), kind="stable")
+    return token_ids[order][:MAX_CANDIDATES]
+
+
+def _prefix_reaching(scores: NDArray[np.float64], top_p: float) -> int:
+    weights = np.exp(scores - scores[0])
+    cumulative = np.cumsum(weights / weights.sum())
+    n_before = int(np.searchsorted(cumulative, top_p))
+    return min(n_before + 1, int(scores.shape[0]))

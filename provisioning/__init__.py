@@ -1,0 +1,1 @@
+"""Identities, bundles, the catalogue of model pairs and the bundled pair."""

@@ -1,0 +1,1 @@
+"""Recipe of the bundled pair: corpus, tokenizer, target, drafts, evaluation, export."""
