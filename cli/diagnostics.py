@@ -1,0 +1,66 @@
+"""Everything that `sled` writes to stderr, and its exit codes.
+
+Exit codes: 0 done; 1 the operation failed; 2 usage or configuration; 3 broker or verifier out of reach
+(trying again makes sense); 4 a model cannot be used; 5 a session cannot go on; 6 an identity, bundle or
+fleet directory cannot be used; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import IntEnum
+from pathlib import Path
+
+from protocol.errors import SledError
+
+
+class ExitCode(IntEnum):
+    """What the shell sees."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    MODEL = 4
+    SESSION = 5
+    PROVISIONING = 6
+    INTERRUPTED = 130
+
+
+def error(failure: SledError) -> int:
+    """Print one line for `failure`, one for what to do next, and return the exit code."""
+    sys.stderr.write(f"sled: error: {printable(str(failure))}\n")
+    if failure.hint:
+        sys.stderr.write(f"  try: {printable(failure.hint)}\n")
+    return failure.exit_code
+
+
+def say(text: str) -> None:
+    """One line of narration."""
+    sys.stderr.write(f"{printable(text)}\n")
+    sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: models and messages are not trusted with the terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def start_logging(verbosity: int, log_file: Path | None) -> None:
+    """Send log records to stderr (0: warnings, 1: info, 2: debug) and, at info or finer, to `log_file`."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stderr = logging.StreamHandler()
+    stderr.setLevel(level)
+    handlers: list[logging.Handler] = [stderr]
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(log_file)
+        file.setLevel(min(level, logging.INFO))
+        handlers.append(file)
+    root = logging.getLogger()
+    root.setLevel(min(handler.level for handler in handlers))
+    for handler in handlers:
+        handler.setFormatter(form)
+        root.addHandler(handler)

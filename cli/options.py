@@ -1,0 +1,60 @@
+"""Options that several commands share, and where things lie when nothing is said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FLEET_VARIABLE = "SLED_FLEET"
+HOME_VARIABLE = "SLED_DEVICE_HOME"
+
+
+def _data_folder() -> Path:
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "sled"
+
+
+def default_fleet() -> Path:
+    """The fleet directory of an operator who names none."""
+    return _data_folder() / "fleet"
+
+
+def default_home() -> Path:
+    """Where a device keeps its identity, model and journal when no other folder is named."""
+    return _data_folder() / "device"
+
+
+FleetOption = Annotated[
+    Path,
+    typer.Option(
+        "--fleet",
+        envvar=FLEET_VARIABLE,
+        default_factory=default_fleet,
+        help="Fleet directory: CAs, identities, registry.",
+        show_default="~/.local/share/sled/fleet",
+    ),
+]
+HomeOption = Annotated[
+    Path,
+    typer.Option(
+        "--home",
+        envvar=HOME_VARIABLE,
+        default_factory=default_home,
+        help="Device home: identity, draft model, journal.",
+        show_default="~/.local/share/sled/device",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for answers.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(min=0.0, max=10.0, help="0 is greedy. [default: the device's setting]")
+]
+TopKOption = Annotated[int | None, typer.Option(min=0, max=256, help="0 switches it off.")]
+TopPOption = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="1 switches it off.")]
+SeedOption = Annotated[
+    int | None, typer.Option(min=0, max=2**64 - 1, help="Same seed, same text. [default: random, shown]")
+]
+MaxTokensOption = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]

@@ -1,0 +1,64 @@
+"""Everything that `sled` writes to stdout: tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from cli.diagnostics import printable
+
+
+def as_json(value: object) -> None:
+    """One JSON document on one line."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode() + "\n")
+    sys.stdout.flush()
+
+
+def text(value: str) -> None:
+    """A piece of text, as it is but for control characters; flushed, so that it streams."""
+    sys.stdout.write(printable(value))
+    sys.stdout.flush()
+
+
+def line(value: str = "") -> None:
+    """One line of text."""
+    text(f"{value}\n")
+
+
+def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, empty: str) -> None:
+    """A table of `rows` by column name; the sentence `empty` when there are none."""
+    if not rows:
+        line(empty)
+        return
+    from rich.console import Console  # noqa: PLC0415  imported here: --help and --json do without it
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column.replace("_", " "))
+    for row in rows:
+        grid.add_row(*(Text(printable(_cell(row.get(column)))) for column in columns))
+    Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty()).print(grid)
+
+
+def fields(values: Mapping[str, Any]) -> None:
+    """One `name: value` line each, names aligned."""
+    width = max((len(name) for name in values), default=0)
+    for name, value in values.items():
+        line(f"{name.replace('_', ' '):<{width}}  {_cell(value)}")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(item) for item in value) or "-"
+    return str(value)
