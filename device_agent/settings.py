@@ -1,0 +1,93 @@
+"""The settings of a device: how it drafts, samples and reports; and which of them the fleet may change."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protocol.messages import MAX_DRAFT, SettingRefusal
+
+CHANGEABLE_BY_FLEET = frozenset(
+    {
+        "temperature",
+        "top_k",
+        "top_p",
+        "max_tokens",
+        "max_draft",
+        "system_prompt",
+        "verifier",
+        "telemetry_interval_s",
+    }
+)
+"""What the user's privacy depends on, and what the hardware dictates, stays with the device."""
+
+
+class Settings(BaseModel):
+    """The `[settings]` of a device; every one has a default.
+
+    Attributes:
+        temperature, top_k, top_p: how tokens are chosen; temperature 0 is greedy, top_k 0 and top_p 1 switch
+            those filters off.
+        max_tokens: length of an answer at most.
+        max_draft: tokens in one window at most; 0 switches drafting off.
+        system_prompt: put before every conversation; empty uses the model's own.
+        verifier: the verifier to use while it is there; empty chooses by itself.
+        keep_checkpoint: False keeps conversations out of the broker.
+        checkpoint_retention_s: how long the broker keeps a conversation after its last change.
+        telemetry_interval_s: seconds between two telemetry messages of a busy device; 0 sends none.
+        draft_threads: CPU threads of the drafter; 0 leaves the choice to it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    temperature: float = Field(default=0.7, ge=0.0, le=10.0)
+    top_k: int = Field(default=0, ge=0, le=256)
+    top_p: float = Field(default=0.95, gt=0.0, le=1.0)
+    max_tokens: int = Field(default=256, ge=1, le=100_000)
+    max_draft: int = Field(default=6, ge=0, le=MAX_DRAFT)
+    system_prompt: str = Field(default="", max_length=8_000)
+    verifier: str = Field(default="", pattern=r"^[a-z0-9-]{0,48}$")
+    keep_checkpoint: bool = True
+    checkpoint_retention_s: int = Field(default=86_400, ge=60, le=30 * 86_400)
+    telemetry_interval_s: float = Field(default=10.0, ge=0.0, le=86_400.0)
+    draft_threads: int = Field(default=0, ge=0, le=1_024)
+
+    def changed(self, wanted: Mapping[str, Any]) -> tuple[Settings, tuple[SettingRefusal, ...]]:
+        """These settings with those of the fleet's `wanted` that are legal, and why the others are not.
+
+        Each key is judged by itself: one bad value does not keep the good ones out.
+        """
+        settings, refusals = self, []
+        for key, value in wanted.items():
+            reason = _objection(settings, key, value)
+            if reason:
+                refusals.append(SettingRefusal(key=key[:64], reason=reason[:300]))
+            else:
+                settings = Settings.model_validate({**settings.model_dump(), key: value})
+        return settings, tuple(refusals)
+
+    def for_fleet(self) -> dict[str, Any]:
+        """The settings in force that the fleet may change."""
+        return {key: value for key, value in self.model_dump().items() if key in CHANGEABLE_BY_FLEET}
+
+
+def unknown_key(key: str, known: Mapping[str, Any] | frozenset[str]) -> str:
+    """What is wrong with a key that is not one of `known`: the nearest is named."""
+    near = difflib.get_close_matches(key, list(known), n=1)
+    suggestion = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+    return f"{key!r:.80} is unknown; {suggestion}"
+
+
+def _objection(settings: Settings, key: str, value: object) -> str:
+    if key not in Settings.model_fields:
+        return unknown_key(key, CHANGEABLE_BY_FLEET)
+    if key not in CHANGEABLE_BY_FLEET:
+        return "only the device itself may change this"
+    try:
+        Settings.model_validate({**settings.model_dump(), key: value})
+    except ValidationError as error:
+        return f"{value!r:.60}: {error.errors(include_url=False, include_input=False)[0]['msg']}"
+    return ""
