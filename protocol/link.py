@@ -1,0 +1,539 @@
+"""The one MQTT connection of a process: MQTT v5 over paho-mqtt, reconnecting, bounded, counted.
+
+What it gives: QoS 1 publishes reach the broker at least once while this process lives, in order per topic,
+and each answer of the broker becomes a `Published` event. Subscriptions and retained topics are renewed at
+every connect. What it does not give: an acknowledgement is the broker's, never the subscriber's; a message
+may come twice; a subscriber's queue in the broker is bounded and overflows silently; queued publishes die
+with the process. Whoever needs more puts it into the messages (generation, round, acknowledged length).
+
+Threads: one network thread owns the paho client alone, so that no lock is ever taken across it. Other threads
+only append to bounded queues and wake it through a socket pair (well below a millisecond). paho's own thread
+is not used: its reconnect has no jitter, its `select` cannot watch descriptors above 1023, and its publish
+from other threads takes the lock that its callbacks hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from protocol import link_failure
+from protocol.backoff import Backoff
+from protocol.errors import LinkError
+from protocol.link_subscriptions import SubscriptionBook
+from protocol.link_tls import mutual_tls
+from protocol.link_traffic import TrafficCounter
+from protocol.link_types import (
+    Connected,
+    Disconnected,
+    Endpoint,
+    LinkEvent,
+    LinkOptions,
+    Published,
+    Received,
+    Subscription,
+    TlsFiles,
+    Traffic,
+    Will,
+)
+from protocol.outbox import Outbox, Outgoing, check_message
+from protocol.packet_size import varint_size
+from protocol.retained import PayloadSource, RetainedTopics
+
+__all__ = [
+    "Connected",
+    "Disconnected",
+    "Endpoint",
+    "Link",
+    "LinkEvent",
+    "LinkOptions",
+    "Published",
+    "Received",
+    "Subscription",
+    "TlsFiles",
+    "Traffic",
+    "Will",
+]
+
+_logger = logging.getLogger(__name__)
+
+_IDLE_POLL_S = 1.0
+"""Upper bound between two looks at the keepalive."""
+_STABLE_S = 5.0
+"""A connection that lasted so long makes the next reconnect delay a first one again."""
+_PACKET_TOO_LARGE = 0x95
+_FIRST_FAILURE_CODE = 0x80
+
+
+class Link:
+    """One identity's connection to the broker.
+
+    All methods may be called from any thread. `on_event` is called on the network thread, in the order in
+    which things happen; it must only enqueue. An exception in it is logged and changes nothing else.
+
+    Raises:
+        LinkError: the TLS files cannot be used; not retryable.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        options: LinkOptions,
+        on_event: Callable[[LinkEvent], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._endpoint = endpoint
+        self._options = options
+        self._on_event = on_event
+        self._clock = clock
+        self._outbox = Outbox(options.max_queue)
+        self._subscriptions = SubscriptionBook()
+        self._retained = RetainedTopics(options.reassert_spread_s)
+        self._traffic = TrafficCounter()
+        self._backoff = Backoff(options.first_delay_s, options.longest_delay_s)
+        self._state = threading.Condition()
+        self._is_connected = False
+        self._failure: LinkError | None = None
+        self._failure_of_connection: LinkError | None = None
+        self._reported: Disconnected | None = None
+        self._connected_at_s = 0.0
+        self._max_packet_bytes = options.max_packet_bytes
+        self._is_stopping = threading.Event()
+        self._farewell: tuple[str, bytes] | None = None
+        self._stop_by_s: float | None = None
+        self._client = self._new_client()
+        self._selector = selectors.DefaultSelector()
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._selector.register(self._wake_receiver, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name=f"link-{options.identity}", daemon=True)
+
+    # ---- for the owner's threads
+
+    def start(self) -> None:
+        """Connect in the background, and again after each loss. Never raises for an unreachable broker."""
+        self._thread.start()
+
+    def wait_connected(self, timeout_s: float) -> None:
+        """Return once the link is up.
+
+        Raises:
+            LinkError: not up within `timeout_s`, with the last failure; at once when it is not retryable.
+        """
+        with self._state:
+            self._state.wait_for(lambda: self._is_connected or self._is_hopeless, timeout_s)
+            if not self._is_connected:
+                raise self._failure or LinkError(
+                    f"broker {self._endpoint} did not answer within {timeout_s:g} s",
+                    hint="check the broker's address and the network",
+                )
+
+    def wait_subscribed(self, timeout_s: float) -> None:
+        """Return once the broker has confirmed every subscription.
+
+        Mosquitto confirms filters that the ACL forbids, too, and then delivers nothing.
+
+        Raises:
+            LinkError: not all within `timeout_s`, or some refused, naming one filter.
+        """
+        self._subscriptions.wait_confirmed(timeout_s)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker has accepted us and the connection is not known to be lost."""
+        return self._is_connected
+
+    @property
+    def traffic(self) -> Traffic:
+        """Totals since the start."""
+        return self._traffic.snapshot()
+
+    def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
+        """Subscribe now and again at every connect, until unsubscribed. Later ones replace equal filters."""
+        self._subscriptions.add(subscriptions)
+        self._wake()
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Forget a subscription; also in the broker's session, now or at the next connect."""
+        self._subscriptions.remove(topic_filter)
+        self._wake()
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: Literal[0, 1] = 1,
+        is_retained: bool = False,
+        expiry_s: int | None = None,
+    ) -> int:
+        """Queue one message and return its token.
+
+        QoS 1: sent at least once, after a reconnect too, followed by one `Published` with the token. QoS 0:
+        sent at most once, without an event, and dropped (counted) while the link is down.
+
+        Args:
+            topic: without wildcards.
+            payload: empty and `is_retained` clears what the broker retains.
+            qos: 0 or 1.
+            is_retained: the broker keeps it for later subscribers; not renewed by us (see `retain`).
+            expiry_s: the broker drops it after this time.
+
+        Raises:
+            LinkError: the queue is full (retryable), the message is larger than a packet may be, or the topic
+                is none.
+        """
+        check_message(topic, payload, self._options.max_packet_bytes)
+        if qos == 0 and not self._is_connected:
+            self._traffic.dropped(1)
+            return self._outbox.skip_token()
+        token = self._outbox.add(topic, payload, qos, is_retained=is_retained, expiry_s=expiry_s)
+        self._wake()
+        return token
+
+    def retain(self, topic: str, payload: PayloadSource, *, expiry_s: int | None = None) -> None:
+        """Own a retained topic: published now, and again at every connect, jittered after the first.
+
+        A broker may come back without its memory, with an old one, or having fired our will. `payload` may be
+        a function, called on the network thread each time; it must be quick. Call `retain` again to publish a
+        changed payload. A refusal by the broker is logged.
+
+        Raises:
+            LinkError: the payload is larger than a packet may be, or the topic is none.
+        """
+        check_message(topic, payload if isinstance(payload, bytes) else b"", self._options.max_packet_bytes)
+        self._retained.set(topic, payload, expiry_s, due_s=self._clock())
+        self._wake()
+
+    def release(self, topic: str) -> None:
+        """Stop renewing a retained topic; what the broker has stays there."""
+        self._retained.remove(topic)
+
+    def stop(self, *, farewell: tuple[str, bytes] | None = None) -> None:
+        """Send what is queued, then `farewell` (retained, QoS 1), disconnect without a will, join.
+
+        Waits at most `drain_s` for acknowledgements; while the link is down nothing can be sent, and the will
+        stands. No event comes after the return. A stopped link stays stopped.
+        """
+        self._farewell = farewell
+        self._is_stopping.set()
+        self._wake()
+        if self._thread.ident is not None:
+            self._thread.join(self._options.drain_s + 2 * self._options.connect_timeout_s)
+        if not self._thread.is_alive():
+            self._close()
+
+    # ---- network thread: life
+
+    def _run(self) -> None:
+        while not self._is_stopping.is_set():
+            try:
+                if self._connect():
+                    self._serve()
+            except Exception:
+                _logger.exception("link %s: connection abandoned", self._options.identity)
+                self._abandon()
+            if not self._is_stopping.is_set():
+                self._sleep()
+
+    def _connect(self) -> bool:
+        try:
+            self._client.reconnect()
+        except OSError as error:
+            self._lost(link_failure.from_exception(error, self._endpoint))
+            return False
+        return True
+
+    def _serve(self) -> None:
+        """Until the connection ends: send what waits, read what came, look after the keepalive."""
+        while (connection := self._client.socket()) is not None:
+            self._hand_over()
+            if self._is_stopping.is_set():
+                self._wind_up()
+            if self._client.socket() is not None:
+                self._poll(connection)
+                self._client.loop_misc()
+
+    def _wind_up(self) -> None:
+        """On the way to a stop: when all is acknowledged the farewell, then or when late disconnect."""
+        now_s = self._clock()
+        self._stop_by_s = self._stop_by_s or now_s + self._options.drain_s
+        is_late = now_s > self._stop_by_s or not self._is_connected
+        is_drained = self._outbox.is_empty and self._retained.next_due_s() is None
+        if is_drained and self._farewell is not None and not is_late:
+            self._retained.set(*self._farewell, None, due_s=now_s)
+            self._farewell = None
+            self._hand_over()
+        elif is_drained or is_late:
+            self._client.disconnect()
+
+    def _abandon(self) -> None:
+        """Drop a connection whose handling failed; paho tidies up at the next attempt."""
+        if (connection := self._client.socket()) is not None:
+            self._unwatch(connection)
+            connection.close()
+        self._lost(LinkError(f"connection to broker {self._endpoint} abandoned after an internal fault"))
+
+    def _poll(self, connection: Any) -> None:  # noqa: ANN401 - paho's socket protocol has no public name
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
+        self._selector.modify(connection, events)
+        for key, ready in self._selector.select(self._poll_timeout_s()):
+            if key.fileobj is self._wake_receiver:
+                self._drain_wakes()
+                continue
+            if ready & selectors.EVENT_READ:
+                self._client.loop_read()
+            if ready & selectors.EVENT_WRITE:
+                self._client.loop_write()
+        # Decrypted bytes inside the TLS object are invisible to the selector.
+        while self._client.socket() is connection and getattr(connection, "pending", int)():
+            self._client.loop_read()
+
+    def _poll_timeout_s(self) -> float:
+        timeout_s = min(_IDLE_POLL_S, self._options.keepalive_s / 4)
+        if self._is_stopping.is_set():
+            timeout_s = min(timeout_s, self._options.drain_s / 4)
+        due_s = self._retained.next_due_s()
+        if due_s is not None and self._is_connected and self._outbox.has_room:
+            timeout_s = min(timeout_s, max(0.0, due_s - self._clock()))
+        return timeout_s
+
+    def _sleep(self) -> None:
+        """Wait for the next attempt; a stop ends the wait."""
+        delay_s = self._backoff.next_s(is_retryable=not self._is_hopeless)
+        until_s = self._clock() + delay_s
+        while not self._is_stopping.is_set() and (left_s := until_s - self._clock()) > 0:
+            if self._selector.select(left_s):
+                self._drain_wakes()
+
+    def _close(self) -> None:
+        self._selector.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
+
+    # ---- network thread: sending
+
+    def _hand_over(self) -> None:
+        """Give paho what may be sent now; nothing while the socket cannot take more."""
+        if self._client.want_write():
+            self._client.loop_write()
+        if self._is_connected:
+            self._send_subscriptions()
+        while self._is_connected and not self._client.want_write() and self._outbox.has_room:
+            outgoing = self._due_retained() or self._outbox.take()
+            if outgoing is None:
+                return
+            self._send(outgoing)
+
+    def _due_retained(self) -> Outgoing | None:
+        try:
+            return self._retained.take_due(self._clock())
+        except Exception:
+            _logger.exception("link %s: the owner failed to make a retained payload", self._options.identity)
+            return None
+
+    def _send(self, outgoing: Outgoing) -> None:
+        size = outgoing.packet_bytes
+        if size > self._max_packet_bytes:
+            self._answered(outgoing, _PACKET_TOO_LARGE)
+            return
+        properties = None
+        if outgoing.expiry_s is not None:
+            properties = _properties(PacketTypes.PUBLISH, MessageExpiryInterval=outgoing.expiry_s)
+        while True:
+            info = self._client.publish(
+                outgoing.topic, outgoing.payload, outgoing.qos, outgoing.is_retained, properties
+            )
+            if info.rc != paho.MQTT_ERR_QUEUE_SIZE:  # the packet id is still in flight: take the next one
+                break
+        if outgoing.qos:
+            self._outbox.sent(info.mid, outgoing)
+        self._traffic.sent(size)
+
+    def _send_subscriptions(self) -> None:
+        if removed := self._subscriptions.take_removed():
+            self._client.unsubscribe(removed)
+        if wanted := self._subscriptions.take_unasked():
+            filters = [
+                (each.filter, SubscribeOptions(qos=each.qos, retainHandling=each.retain_handling))
+                for each in wanted
+            ]
+            _, packet_id = self._client.subscribe(filters)
+            self._subscriptions.asked(packet_id, [each.filter for each in wanted])
+
+    # ---- network thread: paho's callbacks
+
+    def _new_client(self) -> paho.Client:
+        options = self._options
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=options.identity,
+            protocol=paho.MQTTv5,
+            reconnect_on_failure=False,
+        )
+        client.suppress_exceptions = True  # an exception in a callback must not end the network thread
+        client.connect_timeout = options.connect_timeout_s
+        client.max_inflight_messages_set(0)  # the outbox limits what is in flight
+        if self._endpoint.tls is not None:
+            client.tls_set_context(mutual_tls(self._endpoint.tls, self._endpoint.server_name))
+        if options.will is not None:
+            will = options.will
+            client.will_set(will.topic, will.payload, will.qos, will.is_retained)
+        client.connect_async(
+            self._endpoint.host,
+            self._endpoint.port,
+            keepalive=options.keepalive_s,
+            clean_start=options.is_clean_start,
+            properties=_properties(
+                PacketTypes.CONNECT,
+                SessionExpiryInterval=options.session_expiry_s,
+                MaximumPacketSize=options.max_packet_bytes,
+            ),
+        )
+        self._listen_to(client)
+        return client
+
+    def _listen_to(self, client: paho.Client) -> None:
+        client.on_socket_open = lambda _client, _data, connection: self._watch(connection)
+        client.on_socket_close = lambda _client, _data, connection: self._socket_closed(connection)
+        client.on_connect = lambda _client, _data, flags, reason, properties: self._connack(
+            reason, properties, session_present=flags.session_present
+        )
+        client.on_disconnect = lambda _client, _data, flags, reason, _properties: self._disconnected(
+            reason, is_by_broker=flags.is_disconnect_packet_from_server
+        )
+        client.on_message = lambda _client, _data, message: self._message(message)
+        client.on_publish = lambda _client, _data, packet_id, reason, properties: self._puback(
+            packet_id, reason, properties
+        )
+        client.on_subscribe = lambda _client, _data, packet_id, reasons, _properties: (
+            self._subscriptions.answered(packet_id, [reason.value for reason in reasons])
+        )
+
+    def _watch(self, connection: Any) -> None:  # noqa: ANN401 - as `_poll`
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._selector.register(connection, selectors.EVENT_READ)
+        self._failure_of_connection = None
+
+    def _unwatch(self, connection: Any) -> None:  # noqa: ANN401 - as `_poll`
+        with contextlib.suppress(KeyError, ValueError):  # abandoned connections are unwatched already
+            self._selector.unregister(connection)
+
+    def _socket_closed(self, connection: Any) -> None:  # noqa: ANN401 - as `_poll`
+        self._unwatch(connection)
+        if alert := getattr(connection, "refusal", ""):
+            self._failure_of_connection = link_failure.from_alert(alert, self._endpoint)
+
+    def _connack(self, reason: ReasonCode, properties: Properties | None, *, session_present: bool) -> None:
+        if reason.is_failure:
+            self._failure_of_connection = link_failure.from_reason_code(
+                reason.value, str(reason), self._endpoint
+            )
+            return
+        self._outbox.limit_in_flight(getattr(properties, "ReceiveMaximum", 65_535))
+        self._max_packet_bytes = getattr(properties, "MaximumPacketSize", self._options.max_packet_bytes)
+        for outgoing in self._outbox.in_flight:  # paho sends these again by itself
+            self._traffic.sent(outgoing.packet_bytes)
+        self._subscriptions.connected(session_present=session_present)
+        self._send_subscriptions()  # ahead of those, so that no answer finds us unsubscribed
+        self._retained.connected(self._clock())
+        self._traffic.connected()
+        self._connected_at_s = self._clock()
+        with self._state:
+            self._is_connected = True
+            self._failure = None
+            self._reported = None
+            self._state.notify_all()
+        self._emit(Connected(session_present))
+
+    def _disconnected(self, reason: ReasonCode, *, is_by_broker: bool) -> None:
+        failure = self._failure_of_connection
+        if failure is None and is_by_broker:
+            failure = link_failure.from_reason_code(reason.value, str(reason), self._endpoint)
+        before_login = not self._is_connected
+        self._lost(failure or link_failure.connection_lost(self._endpoint, before_login=before_login))
+
+    def _message(self, message: paho.MQTTMessage) -> None:
+        n_properties = _body_bytes(message.properties)
+        self._traffic.received(message.topic, len(message.payload), message.qos, n_properties)
+        self._emit(Received(message.topic, bytes(message.payload), message.retain, self._clock()))
+
+    def _puback(self, packet_id: int, reason: ReasonCode, properties: Properties | None) -> None:
+        outgoing = self._outbox.acknowledged(packet_id)
+        if outgoing is not None:  # else QoS 0 leaving the socket
+            self._traffic.acknowledged(reason.value, _body_bytes(properties))
+            self._answered(outgoing, reason.value)
+
+    # ---- network thread: state and events
+
+    def _answered(self, outgoing: Outgoing, reason_code: int) -> None:
+        if outgoing.token:
+            self._emit(Published(outgoing.token, reason_code, self._clock()))
+        elif reason_code >= _FIRST_FAILURE_CODE:
+            _logger.warning("retained topic %s refused by the broker: 0x%02x", outgoing.topic, reason_code)
+
+    def _lost(self, failure: LinkError) -> None:
+        if self._is_connected and self._clock() - self._connected_at_s > _STABLE_S:
+            self._backoff.restart()
+        with self._state:
+            self._is_connected = False
+            self._failure = failure
+            self._state.notify_all()
+        self._traffic.dropped(self._outbox.drop_qos0())
+        self._subscriptions.unconfirm()
+        news = Disconnected(str(failure), failure.is_retryable)
+        if news != self._reported and not self._is_stopping.is_set():
+            self._reported = news
+            _logger.info("link %s: %s", self._options.identity, failure)
+            self._emit(news)
+
+    def _emit(self, event: LinkEvent) -> None:
+        try:
+            self._on_event(event)
+        except Exception:
+            _logger.exception("link %s: the owner failed on %s", self._options.identity, type(event).__name__)
+
+    def _wake(self) -> None:
+        try:
+            self._wake_sender.send(b"\0")
+        except BlockingIOError:
+            pass  # enough wakes are under way
+        except OSError:
+            _logger.debug("link %s is stopped", self._options.identity)
+
+    def _drain_wakes(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_receiver.recv(4096)
+
+    @property
+    def _is_hopeless(self) -> bool:
+        return self._failure is not None and not self._failure.is_retryable
+
+
+def _properties(packet_type: int, **values: int) -> Properties:
+    properties = Properties(packet_type)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+    for name, value in values.items():
+        setattr(properties, name, value)
+    return properties
+
+
+def _body_bytes(properties: Properties | None) -> int:
+    """Bytes of the properties without the length before them."""
+    if properties is None or properties.isEmpty():  # type: ignore[no-untyped-call]  # paho leaves it untyped
+        return 0
+    packed = properties.pack()  # type: ignore[no-untyped-call]  # paho leaves it untyped
+    return len(packed) - varint_size(len(packed) - 1)

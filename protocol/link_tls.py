@@ -1,0 +1,78 @@
+"""TLS of the link: mutual, 1.2 or later, checked against the fleet's own CA and the broker's name."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import LinkError
+from protocol.link_types import TlsFiles
+
+
+class RefusalKeepingSocket(ssl.SSLSocket):
+    """An SSL socket that remembers why the other end refused us.
+
+    In TLS 1.3 a broker judges our certificate after the handshake has ended for us, so that the refusal
+    comes as an alert with the first read.
+    """
+
+    refusal: str = ""
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """As `ssl.SSLSocket.recv`; a TLS alert is kept in `refusal`."""
+        try:
+            return super().recv(buflen, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self.refusal = error.reason or str(error)
+            raise
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the overridden signature
+        """As `ssl.SSLSocket.do_handshake`; a failed one closes the socket, which nobody else would."""
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
+class _NamedContext(ssl.SSLContext):
+    """Checks the broker's certificate against `server_name` instead of the address we dial."""
+
+    server_name: str | None = None
+    sslsocket_class = RefusalKeepingSocket
+
+    def wrap_socket(self, sock: socket.socket, **options: Any) -> ssl.SSLSocket:  # type: ignore[override]  # noqa: ANN401 - passed through
+        if self.server_name:
+            options["server_hostname"] = self.server_name
+        return super().wrap_socket(sock, **options)
+
+
+def mutual_tls(files: TlsFiles, server_name: str | None = None) -> ssl.SSLContext:
+    """A context that shows our certificate and accepts only certificates of `files.ca_file`.
+
+    Raises:
+        LinkError: a file is missing, unreadable or not what it should be; not retryable.
+    """
+    context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = True
+    context.server_name = server_name
+    _load(files.ca_file, lambda: context.load_verify_locations(files.ca_file))
+    _load(files.cert_file, lambda: context.load_cert_chain(files.cert_file, files.key_file))
+    return context
+
+
+def _load(path: Path, load: Any) -> None:  # noqa: ANN401 - any callable without arguments
+    try:
+        load()
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or str(error)
+        raise LinkError(
+            f"TLS file {path} or its key cannot be used: {reason}",
+            is_retryable=False,
+            hint="install the bundle of this identity again",
+        ) from error
