@@ -15,14 +15,15 @@ _PADDING = re.compile(r"\[PAD\d*\]|<unused\d+>|\[UNUSED\d*\]", re.IGNORECASE)
 def vocabulary_fingerprint(tokens: Sequence[str]) -> str:
     """Fingerprint of a vocabulary given its token strings in id order.
 
-    Padding entries at the end are left out, because exporters fill a model's last rows differently.
+    Padding entries at the end are left out, because exporters fill a model's last rows differently; and the
+    sentencepiece space counts as a space, because converters to GGUF write it so in added tokens only.
     """
     length = len(tokens)
     while length and _PADDING.fullmatch(tokens[length - 1]):
         length -= 1
     digest = blake2b(digest_size=8, person=b"sled-vocabulary")
     for token in tokens[:length]:
-        encoded = token.encode("utf-8", "surrogatepass")
+        encoded = token.replace("\u2581", " ").encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(4, "little") + encoded)
     return digest.hexdigest()
 
