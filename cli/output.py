@@ -33,9 +33,9 @@ def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, empty: s
     if not rows:
         line(empty)
         return
-    from rich.console import Console  # noqa: PLC0415  imported here: --help and --json do without it
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:

@@ -1,0 +1,66 @@
+"""Where a fleet's broker is: written by whoever runs it, read by every command that needs it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from protocol.errors import ConfigError
+from protocol.link_types import Endpoint, TlsFiles
+
+DEVICE_PORT = 8883
+BACKEND_PORT = 8884
+
+
+@dataclass(frozen=True)
+class BrokerAddress:
+    """The broker's listeners.
+
+    Attributes:
+        host: by which devices and backends reach it.
+    """
+
+    host: str = "localhost"
+    device_port: int = DEVICE_PORT
+    backend_port: int = BACKEND_PORT
+
+    @classmethod
+    def of(cls, fleet_directory: Path, broker: str | None) -> BrokerAddress:
+        """The address to use: `broker` as `HOST[:BACKEND_PORT]` when given, else the fleet's own.
+
+        Raises:
+            ConfigError: `broker` has a port that is not a number.
+        """
+        own = cls._stored(fleet_directory)
+        if broker is None:
+            return own
+        host, _, port = broker.partition(":")
+        if port and not port.isdecimal():
+            raise ConfigError(f"broker {broker!r} has a port that is not a number", hint="use HOST:PORT")
+        return cls(host, own.device_port, int(port) if port else own.backend_port)
+
+    def store(self, fleet_directory: Path) -> None:
+        """Remember this address with the fleet."""
+        file = self._file(fleet_directory)
+        draft = file.with_suffix(".draft")
+        draft.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        draft.replace(file)
+
+    def backend_endpoint(self, tls: TlsFiles) -> Endpoint:
+        """The listener for verifiers and operators."""
+        return Endpoint(self.host, self.backend_port, tls)
+
+    @classmethod
+    def _stored(cls, fleet_directory: Path) -> BrokerAddress:
+        file = cls._file(fleet_directory)
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{file} cannot be read: {error}", hint="delete it; sled up writes it again") from error
+
+    @staticmethod
+    def _file(fleet_directory: Path) -> Path:
+        return fleet_directory / "broker" / "address.json"

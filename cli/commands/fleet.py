@@ -1,0 +1,126 @@
+"""`sled fleet`: make a fleet, see who is there, say what they should run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import output
+from cli.diagnostics import say
+from cli.options import FleetOption, JsonOption, TimeoutOption, default_fleet
+
+if TYPE_CHECKING:
+    from fleet.operator import Operator
+
+app = typer.Typer(help="The fleet: make one, see who is there, set what they run.", no_args_is_help=True)
+
+BrokerOption = Annotated[
+    str | None, typer.Option(help="HOST[:PORT] of the backend listener. [default: the fleet's own]")
+]
+DeviceArgument = Annotated[str, typer.Argument(help="Device id.", metavar="DEVICE")]
+
+
+@app.command()
+def init(
+    directory: Annotated[
+        Path | None,
+        typer.Argument(help="Where to put it.", show_default="~/.local/share/sled/fleet", envvar="SLED_FLEET"),
+    ] = None,
+    *,
+    name: Annotated[str, typer.Option(help="Fleet name: a-z, 0-9 and '-'.")] = "home",
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address by which devices reach the broker; repeatable.")
+    ] = None,
+) -> None:
+    """Make a fleet directory with its certificate authorities. An existing one is never overwritten."""
+    from cli.broker_address import BrokerAddress
+    from provisioning.fleet_directory import FleetDirectory
+
+    fleet = FleetDirectory.create(directory or default_fleet(), fleet=name, hosts=host or ())
+    BrokerAddress(host=host[0] if host else "localhost").store(fleet.path)
+    say(f"fleet {fleet.fleet} is in {fleet.path}; keep it private and back it up: it holds the keys of its CAs")
+    say("next: sled up, then sled provision device DEVICE --out DEVICE.sled")
+
+
+@app.command("ls")
+def list_devices(
+    *, fleet: FleetOption, broker: BrokerOption = None, json: JsonOption = False, timeout: TimeoutOption = 10.0
+) -> None:
+    """List devices: presence, sessions, acceptance, draft model."""
+    with _operator(fleet, broker, timeout) as operator:
+        devices = [row.to_json() for row in operator.list_devices()]
+    if json:
+        output.as_json(devices)
+        return
+    columns = ("device", "presence", "sessions", "acceptance", "tokens", "model", "verifier")
+    output.table(columns, devices, empty="no devices yet: sled provision device DEVICE --out DEVICE.sled")
+
+
+@app.command()
+def show(
+    device: DeviceArgument,
+    *,
+    fleet: FleetOption,
+    broker: BrokerOption = None,
+    json: JsonOption = False,
+    timeout: TimeoutOption = 10.0,
+) -> None:
+    """Show one device: status, sessions, configuration wanted and in force."""
+    with _operator(fleet, broker, timeout) as operator:
+        details = operator.show_device(device).to_json()
+    output.as_json(details) if json else output.fields(details)
+
+
+@app.command()
+def ping(
+    device: DeviceArgument,
+    *,
+    fleet: FleetOption,
+    broker: BrokerOption = None,
+    json: JsonOption = False,
+    timeout: TimeoutOption = 10.0,
+) -> None:
+    """Ask a device to answer, and say how long it took."""
+    with _operator(fleet, broker, timeout) as operator:
+        answer = operator.ping(device, timeout_s=timeout).to_json()
+    output.as_json(answer) if json else output.fields(answer)
+
+
+config_app = typer.Typer(help="Configuration of devices over MQTT.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+@config_app.command("set")
+def set_config(
+    device: DeviceArgument,
+    settings: Annotated[
+        list[str], typer.Argument(help="KEY=VALUE; the value is TOML or plain text.", metavar="KEY=VALUE...")
+    ],
+    *,
+    fleet: FleetOption,
+    broker: BrokerOption = None,
+    json: JsonOption = False,
+    timeout: TimeoutOption = 10.0,
+) -> int:
+    """Set what a device should run, and wait until it reports back. Exit code 1 when it refuses a value."""
+    from cli.assignment import parse_assignments
+
+    wanted = parse_assignments(settings)
+    with _operator(fleet, broker, timeout) as operator:
+        outcome = operator.set_config(device, wanted, timeout_s=timeout).to_json()
+    output.as_json(outcome) if json else output.fields(outcome)
+    return 1 if outcome.get("refusals") else 0
+
+
+def _operator(fleet: Path, broker: str | None, timeout_s: float) -> Operator:
+    from cli.broker_address import BrokerAddress
+    from fleet.operator import Operator
+    from provisioning.fleet_directory import OPERATOR, FleetDirectory
+
+    directory = FleetDirectory.open(fleet)
+    identity = ".".join(OPERATOR)
+    endpoint = BrokerAddress.of(fleet, broker).backend_endpoint(directory.endpoint_tls(identity))
+    known = [record.id for record in directory.registry.devices()]
+    return Operator(endpoint, identity=identity, fleet=directory.fleet, known_devices=known, timeout_s=timeout_s)

@@ -1,0 +1,82 @@
+"""`sled provision`: give a device an identity and a draft model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import output
+from cli.diagnostics import say
+from cli.options import FleetOption, JsonOption
+
+app = typer.Typer(help="Identities and draft models for devices.", no_args_is_help=True)
+
+
+@app.command()
+def device(
+    device: Annotated[str, typer.Argument(help="Device id: a-z, 0-9 and '-'.", metavar="DEVICE")],
+    *,
+    fleet: FleetOption,
+    model: Annotated[
+        str | None, typer.Option(help="GGUF file, or a bundled draft. [default: draft]", metavar="FILE|NAME")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Bundle to write. [default: DEVICE.sled]")] = None,
+    broker: Annotated[
+        str | None, typer.Option(help="HOST[:PORT] by which the device reaches the broker.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE setting of the device; repeatable.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Give a known device a new identity.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Make a bundle for one device: key, certificate, broker address, draft model, settings.
+
+    The bundle holds the device's private key: hand it over on a way that nobody else can read.
+    """
+    from cli.assignment import parse_assignments
+    from cli.broker_address import BrokerAddress
+    from cli.provisioned import provision
+    from provisioning.fleet_directory import FleetDirectory
+
+    directory = FleetDirectory.open(fleet)
+    address = BrokerAddress.of(fleet, None)
+    host, _, port = (broker or f"{address.host}:{address.device_port}").partition(":")
+    bundle = provision(
+        directory,
+        device,
+        model=model,
+        out=out or Path(f"{device}.sled"),
+        host=host,
+        port=int(port or address.device_port),
+        settings=parse_assignments(setting or ()),
+        replace=replace,
+    )
+    if json:
+        output.as_json({"device": device, "bundle": str(bundle), "broker": f"{host}:{port or address.device_port}"})
+        return
+    say(f"wrote {bundle}; it holds the private key of {device}")
+    say(f"on the device: sled device install {bundle.name}")
+
+
+@app.command("ls")
+def list_identities(*, fleet: FleetOption, json: JsonOption = False) -> None:
+    """List the devices that have an identity."""
+    from provisioning.fleet_directory import FleetDirectory
+
+    records = [
+        {
+            "device": record.id,
+            "model": record.model,
+            "provisioned_at": record.provisioned_at,
+            "expires_at": record.expires_at,
+            "serial": record.serial,
+        }
+        for record in FleetDirectory.open(fleet).registry.devices()
+    ]
+    if json:
+        output.as_json(records)
+        return
+    output.table(("device", "model", "provisioned_at", "expires_at"), records, empty="no devices yet")

@@ -1,0 +1,77 @@
+"""Names of models on the command line turned into files, with a word on what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.errors import ModelError
+
+BUNDLED_DRAFTS = ("draft", "draft-micro")
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """A draft model file and the name that people know it by."""
+
+    file: Path
+    name: str
+
+
+def resolve_target(target: str | None) -> Path | str:
+    """The bundled target for None, a checked directory, or a Hugging Face id as it is.
+
+    Raises:
+        ModelError: the directory is missing, or holds no configuration or weights.
+    """
+    if target is None:
+        from provisioning.catalogue import bundled_pair
+
+        return bundled_pair().target
+    path = Path(target).expanduser()
+    if path.exists():
+        _check_directory(path)
+        return path
+    if target.startswith((".", "/", "~")) or target.count("/") != 1:
+        raise ModelError(
+            f"target {target!r} is neither a directory nor a Hugging Face id",
+            hint="name a directory with config.json and *.safetensors, or an id such as Qwen/Qwen2.5-0.5B",
+        )
+    return target
+
+
+def resolve_draft(model: str | None) -> DraftModel:
+    """A bundled draft by its name (None: the first), or a GGUF file.
+
+    Raises:
+        ModelError: it is neither.
+    """
+    if model is None or model in BUNDLED_DRAFTS:
+        from provisioning.catalogue import bundled_pair
+
+        name = model or BUNDLED_DRAFTS[0]
+        return DraftModel(bundled_pair().draft(name), name)
+    path = Path(model).expanduser()
+    if not path.is_file():
+        raise ModelError(
+            f"draft model {model!r} is no file and no bundled draft",
+            hint=f"name a .gguf file or one of: {', '.join(BUNDLED_DRAFTS)}",
+        )
+    return DraftModel(path, path.stem)
+
+
+def _check_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise ModelError(
+            f"target {path} is a file", hint="name the directory that holds config.json and *.safetensors"
+        )
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"target directory {path} has no config.json", hint="name a Hugging Face model directory"
+        )
+    if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+        raise ModelError(
+            f"target directory {path} has no weights ({', '.join(WEIGHT_PATTERNS)})",
+            hint="download the weights into it",
+        )

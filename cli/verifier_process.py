@@ -1,0 +1,103 @@
+"""A verifier as a child process: started, waited for, stopped; it ends when its parent does."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from queue import Empty, Queue
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from protocol.errors import ModelError, SledError
+
+STOP_TIMEOUT_S = 15.0
+
+
+class VerifierExitedError(SledError):
+    """The verifier process ended; it has said why on stderr."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"the verifier ended with exit code {exit_code}", hint="see its message above")
+        self.child_exit_code = exit_code
+
+
+class VerifierProcess:
+    """`sled verifier run` in a process of its own.
+
+    The child holds the reading end of a pipe whose writing end only we have: when we end, in whatever way,
+    it sees the end of the pipe and stops. Its stderr is ours.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, log_file: Path | None = None) -> None:
+        logging = ["--log-file", str(log_file)] if log_file else []
+        command = [sys.executable, "-m", "cli", *logging, "verifier", "run", "--json", "--until-stdin-closes"]
+        self._process = subprocess.Popen(
+            [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        self._lines: Queue[bytes] = Queue()
+        threading.Thread(target=self._read, name="verifier-output", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    def wait_ready(self, timeout_s: float) -> dict[str, Any]:
+        """What the verifier says of itself once it takes sessions.
+
+        Raises:
+            VerifierExitedError: it ended before.
+            ModelError: it is not ready within `timeout_s`.
+        """
+        try:
+            line = self._lines.get(timeout=timeout_s)
+        except Empty:
+            raise ModelError(
+                f"the verifier is not ready after {timeout_s:g} s", hint="a large target needs more: --timeout"
+            ) from None
+        if not line:
+            raise VerifierExitedError(self._process.wait())
+        ready: dict[str, Any] = orjson.loads(line)
+        return ready
+
+    def check(self) -> None:
+        """Raise VerifierExitedError when the process has ended."""
+        exit_code = self._process.poll()
+        if exit_code is not None:
+            raise VerifierExitedError(exit_code)
+
+    def stop(self) -> None:
+        """Let it drain and end; kill it when it does not."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _read(self) -> None:
+        output = self._process.stdout
+        if output is None:
+            return
+        with output:
+            for line in output:
+                self._lines.put(line)
+        self._lines.put(b"")

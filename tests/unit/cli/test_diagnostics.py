@@ -1,0 +1,43 @@
+"""stderr and exit codes: one line, one hint, nothing that could control the terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli import diagnostics
+from cli.main import run
+from protocol import errors
+
+
+def test_an_error_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    code = diagnostics.error(errors.LinkError("broker edge:8883 refused", hint="sled broker check"))
+    assert code == diagnostics.ExitCode.UNREACHABLE
+    assert capsys.readouterr().err == "sled: error: broker edge:8883 refused\n  try: sled broker check\n"
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    assert diagnostics.printable("a\x1b[2Jb\x07\nc\td\u202e") == "a\ufffd[2Jb\ufffd\nc\td\ufffd"
+
+
+def test_every_error_class_has_a_documented_exit_code() -> None:
+    classes = [errors.SledError]
+    for error in classes:
+        classes += error.__subclasses__()
+    assert {error.exit_code for error in classes} <= {int(code) for code in diagnostics.ExitCode}
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["demo", "--devices", "zero"], ["fleet", "ping"]])
+def test_wrong_usage_is_exit_code_2_without_a_traceback(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == diagnostics.ExitCode.USAGE
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_missing_fleet_is_one_line_with_the_next_command(
+    tmp_path: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["fleet", "ls", "--fleet", f"{tmp_path}/none"]) == diagnostics.ExitCode.PROVISIONING
+    error_lines = capsys.readouterr().err.splitlines()
+    assert len(error_lines) == 2
+    assert "sled fleet init" in error_lines[1]
