@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from protocol.errors import ModelError
 from protocol.messages import SamplerSettings
 
 
@@ -80,3 +81,25 @@ class Drafter(Protocol):
 
     def close(self) -> None:
         """Free the model. May be called again."""
+
+
+def check_tokens(tokens: Sequence[int], info: DrafterInfo) -> None:
+    """Refuse token ids that the drafter does not have.
+
+    Raises:
+        ModelError: one is outside `range(info.vocab_size)`.
+    """
+    if tokens and not 0 <= min(tokens) <= max(tokens) < info.vocab_size:
+        strange = next(token for token in tokens if not 0 <= token < info.vocab_size)
+        raise ModelError(
+            f"token {strange} is not in the vocabulary of {info.model}, which has {info.vocab_size} tokens",
+            hint="choose a draft of the target's family: sled models list",
+        )
+
+
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    for i, (ours, theirs) in enumerate(zip(left, right, strict=False)):
+        if ours != theirs:
+            return i
+    return min(len(left), len(right))

@@ -25,8 +25,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 _TEXT = (
-    "The lamp in the kitchen is on, and the lamp in the hall is off. Please turn the kitchen lamp down to"
-    " thirty percent, then tell me what the weather will be like this afternoon.",
+    "The lamp in the kitchen is on, and the lamp in the hall is off. Please turn the kitchen lamp down.",
+    "Set it to thirty percent, then tell me what the weather will be like this afternoon.",
     "Once upon a time there was a small lighthouse that could not sleep; every night it counted the ships.",
     "A draft is judged by the target. What the target would not say is replaced by what it does say.",
     "Grüße aus Köln, ça va, naïve café: 1, 2, 3, 10, 20, 300 \U0001f600.\n\n\tIndented text follows here.",

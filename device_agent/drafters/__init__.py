@@ -9,7 +9,7 @@ from protocol.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from device_agent.drafter import Drafter
-    from device_agent.tokenizer import Vocabulary
+    from device_agent.vocabulary import Vocabulary
 
 DRAFTERS = ("llama.cpp", "ngram", "none")
 """Names that `load_drafter` knows; the first is the default."""
@@ -36,8 +36,8 @@ def load_drafter(
     Args:
         name: one of `DRAFTERS`.
         model: a GGUF file; `ngram` and `none` take only its vocabulary.
-        max_context: tokens to hold; None means as many as the model was trained for, 8192 at most.
-        n_threads: None means the physical cores, 8 at most.
+        max_context: tokens to hold; None means as many as the model was trained for, 4096 at most.
+        n_threads: None means the cores this process may use, 4 at most.
 
     Raises:
         ConfigError: there is no drafter of that name.
@@ -47,14 +47,18 @@ def load_drafter(
         raise ConfigError(f"drafter {name!r} does not exist", hint=f"use one of {', '.join(DRAFTERS)}")
     if name == "llama.cpp":
         try:
-            from device_agent.drafters.llamacpp import LlamaCppDrafter  # noqa: PLC0415 -- an optional library
+            from device_agent.drafters.gguf_drafter import GgufDrafter  # noqa: PLC0415 -- an optional library
         except ImportError as error:
             raise _missing_llama_cpp(error) from error
-        return LlamaCppDrafter.load(model, max_context=max_context, n_threads=n_threads)
-    from device_agent.drafters.ngram import NgramDrafter, NoDrafter  # noqa: PLC0415 -- only what is asked for
-
+        return GgufDrafter.load(model, max_context=max_context, n_threads=n_threads)
     vocabulary = load_vocabulary(model)
-    return (NgramDrafter if name == "ngram" else NoDrafter)(vocabulary, max_context=max_context)
+    if name == "ngram":
+        from device_agent.drafters.ngram import NgramDrafter  # noqa: PLC0415 -- only what is asked for
+
+        return NgramDrafter(vocabulary, max_context=max_context)
+    from device_agent.drafters.none import NoDrafter  # noqa: PLC0415 -- only what is asked for
+
+    return NoDrafter(vocabulary, max_context=max_context)
 
 
 def _missing_llama_cpp(error: ImportError) -> ModelError:
