@@ -48,7 +48,7 @@ class Settings(BaseModel):
     top_p: float = Field(default=0.95, gt=0.0, le=1.0)
     max_tokens: int = Field(default=256, ge=1, le=100_000)
     max_draft: int = Field(default=6, ge=0, le=MAX_DRAFT)
-    system_prompt: str = Field(default="", max_length=8_000)
+    system_prompt: str = Field(default="", max_length=4_000)
     verifier: str = Field(default="", pattern=r"^[a-z0-9-]{0,48}$")
     keep_checkpoint: bool = True
     checkpoint_retention_s: int = Field(default=86_400, ge=60, le=30 * 86_400)

@@ -246,15 +246,19 @@ class SessionHealth(BaseModel):
 
 
 class DeviceStatus(Message):
-    """Retained presence of a device, and its last will (`is_online` false).
+    """Retained presence of a device; not online in its farewell, and in its last will, which is also lost.
 
     Attributes:
+        is_lost: only in the last will: the broker says so, the device could not.
+        problem: why the device stopped by itself, such as a cloned identity.
         boot_id, serial: tell a reboot, and two boards with one identity, apart.
         model_hash: sha256 of the draft model file, first 16 hex digits.
     """
 
     is_online: bool
+    is_lost: bool = False
     incarnation: str = Field(max_length=64)
+    problem: str = Field(default="", max_length=300)
     boot_id: str = Field(default="", max_length=64)
     serial: str = Field(default="", max_length=64)
     agent_version: str = Field(default="", max_length=40)

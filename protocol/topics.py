@@ -141,6 +141,8 @@ LOG = Channel("log", "device/{d}/log", Role.DEVICE, (Role.FLEET,), None, qos=0)
 GROUP_DESIRED = Channel(
     "group_desired", "group/{g}/desired", Role.FLEET, (Role.DEVICE, Role.FLEET), Desired, is_retained=True
 )
+OPERATOR_MARKER = Channel("operator_marker", "operator/marker/{id}", Role.FLEET, (Role.FLEET,), None, qos=0)
+"""Comes back after everything that the broker had to send before it, such as a retained snapshot."""
 ROLLOUT = Channel("rollout", "rollout/{id}", Role.FLEET, (Role.FLEET,), None, is_retained=True)
 MODEL_MANIFEST = Channel(
     "model_manifest", "model/{hash}/manifest", Role.PROVISION, (Role.DEVICE,), None, is_retained=True
@@ -162,6 +164,7 @@ CHANNELS: tuple[Channel, ...] = (
     TELEMETRY,
     LOG,
     GROUP_DESIRED,
+    OPERATOR_MARKER,
     ROLLOUT,
     MODEL_MANIFEST,
     MODEL_CHUNK,

@@ -58,6 +58,7 @@ def test_the_table_is_the_documented_one() -> None:
         "telemetry": ("device", 0, False),
         "log": ("device", 0, False),
         "group_desired": ("fleet", 1, True),
+        "operator_marker": ("fleet", 0, False),
         "rollout": ("fleet", 1, True),
         "model_manifest": ("provision", 1, True),
         "model_chunk": ("provision", 1, False),
