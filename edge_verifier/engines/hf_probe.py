@@ -1,0 +1,94 @@
+"""The check that our attention serves a model right, made once when it is loaded.
+
+Whatever an architecture does that ragged attention cannot know of (biases, sinks, keys shared between layers,
+frequencies that change with the length) shows as logits that differ from the model's own plain pass.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_verifier.engine import Row
+from edge_verifier.engines.hf_attention import NAME
+from edge_verifier.engines.hf_cache import SessionCache
+from edge_verifier.engines.hf_loading import LoadedModel
+from protocol.errors import ModelError
+
+if TYPE_CHECKING:
+    from edge_verifier.engines.hf import StepRunner
+
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
+"""Norm of the difference over norm of the logits. Wrong attention gives several tenths and more."""
+_LENGTHS = (21, 9)
+
+
+def probe(runner: StepRunner, loaded: LoadedModel) -> int:
+    """Run two ragged sessions through `runner` and compare with plain passes of the model.
+
+    Returns:
+        Bytes of KV memory that one position takes.
+
+    Raises:
+        ModelError: the architecture is not served right; it is named.
+    """
+    generator = np.random.default_rng(0)
+    texts = [tuple(generator.integers(0, loaded.vocab_size, n).tolist()) for n in _LENGTHS]
+    caches = [SessionCache(), SessionCache()]
+    architecture = f"{type(loaded.model).__name__} ({loaded.model.config.model_type})"
+    hint = "choose a decoder-only model with standard attention, such as Llama, Qwen or Mistral"
+    try:
+        found = _ragged(runner, texts, caches)
+        expected = [_plain(loaded, text) for text in texts]
+    except Exception as error:
+        raise ModelError(f"architecture {architecture} cannot be served: {error}", hint=hint) from error
+    differences = [_difference(a, b) for a, b in zip(found, expected, strict=True)]
+    if not max(differences) < _TOLERANCE[loaded.dtype]:
+        raise ModelError(
+            f"architecture {architecture} cannot be served: its logits would differ by"
+            f" {max(differences):.1%} from its own",
+            hint=hint,
+        )
+    _check_windows(runner, loaded, architecture)
+    return caches[0].position_bytes()
+
+
+def _ragged(
+    runner: StepRunner, texts: list[tuple[int, ...]], caches: list[SessionCache]
+) -> list[NDArray[np.float32]]:
+    """Logits of the last positions of both texts, by a chunk, a rolled back window, and a mixed step."""
+    first, second = texts
+    runner.run([Row(0, 0, first[:12], 0), Row(1, 0, second[:1], 1)], caches)
+    runner.run([Row(0, 12, second[:4], 4)], caches[:1])
+    caches[0].shrink(12)
+    result = runner.run([Row(1, 1, second[1:], 8), Row(0, 12, first[12:], 8)], caches[::-1])
+    return [result.logits[1], result.logits[0]]
+
+
+def _plain(loaded: LoadedModel, text: tuple[int, ...]) -> NDArray[np.float32]:
+    model = loaded.model
+    model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            ids = torch.tensor([text], device=loaded.device)
+            logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        model.set_attn_implementation(NAME)
+    found: NDArray[np.float32] = logits[0, -8:].float().cpu().numpy()
+    return found
+
+
+def _difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def _check_windows(runner: StepRunner, loaded: LoadedModel, architecture: str) -> None:
+    """A sliding window longer than the probe's texts must at least have been named to our attention."""
+    config = loaded.model.config.get_text_config(decoder=True)
+    is_sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    step = runner.last_step
+    if is_sliding and (step is None or step.windows_seen == {None}):
+        raise ModelError(f"architecture {architecture} hides its sliding window from its attention")

@@ -1,0 +1,218 @@
+"""The transformers engine against each architecture's own plain forward pass, and against itself in bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
+
+from edge_verifier.engine import CapacityError, Row
+from edge_verifier.engines.hf import TransformersEngine
+from protocol.errors import ModelError
+from tests.tiny_architectures import ARCHITECTURES, VOCAB_SIZE
+
+Text = tuple[int, ...]
+MakeModel = Callable[..., Path]
+
+
+@contextmanager
+def _engine(target: Path, **options: object) -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(target, **{"dtype": "float32", "device": "cpu", "n_threads": 1, **options})  # type: ignore[arg-type]  # options are the engine's own
+    try:
+        yield engine
+    finally:
+        engine.shutdown()
+
+
+def _text(seed: int, n: int, vocab_size: int = VOCAB_SIZE) -> Text:
+    return tuple(np.random.default_rng(seed).integers(0, vocab_size, n).tolist())
+
+
+def _plain(target: Path, text: Text) -> NDArray[np.float32]:
+    """Logits [len(text), vocab] of the model's own pass over the whole text."""
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, attn_implementation="eager")
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = model(input_ids=torch.tensor([text])).logits[0].numpy()
+    return logits
+
+
+def _step_by_step(engine: TransformersEngine, text: Text) -> NDArray[np.float32]:
+    """Logits [len(text), vocab] by one-token steps of a session alone."""
+    session = engine.open()
+    logits = [
+        engine.submit([Row(session, i, (token,), 1)]).result().logits[0][0] for i, token in enumerate(text)
+    ]
+    engine.close(session)
+    return np.stack(logits)
+
+
+def _ragged(engine: TransformersEngine, texts: list[Text], seed: int) -> list[NDArray[np.float32]]:
+    """Logits of every position by random cuts, mixes, orders and rollbacks of all texts together."""
+    random = np.random.default_rng(seed)
+    sessions = [engine.open() for _ in texts]
+    found: list[list[NDArray[np.float32]]] = [[] for _ in texts]
+    while open_texts := [i for i, text in enumerate(texts) if len(found[i]) < len(text)]:
+        chosen = random.permutation(open_texts)[: random.integers(1, len(open_texts) + 1)]
+        rows = []
+        for i in chosen:
+            start = len(found[i])
+            if start and random.random() < 0.3:
+                start -= int(random.integers(1, min(start, 9) + 1))
+                engine.truncate(sessions[i], start)
+                del found[i][start:]
+            longest = 90 if random.random() < 0.2 else 9
+            tokens = texts[i][start : start + int(random.integers(1, longest))]
+            rows.append(Row(sessions[i], start, tokens, len(tokens)))
+        for i, logits in zip(chosen, engine.submit(rows).result().logits, strict=True):
+            found[i] += list(logits)
+    for session in sessions:
+        engine.close(session)
+    return [np.stack(logits) for logits in found]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ragged_batches_give_the_logits_of_the_plain_forward_pass(
+    architecture: str, make_model: MakeModel
+) -> None:
+    target = make_model(architecture)
+    texts = [_text(seed, n) for seed, n in enumerate((70, 5, 41, 17))]
+    with _engine(target) as engine:
+        found = _ragged(engine, texts, seed=1)
+    for text, logits in zip(texts, found, strict=True):
+        np.testing.assert_allclose(logits, _plain(target, text), rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "qwen3-moe"])
+def test_float32_logits_are_the_same_bits_in_any_batch(
+    architecture: str, n_threads: int, make_model: MakeModel
+) -> None:
+    texts = [_text(seed, n) for seed, n in enumerate((150, 30, 61, 9, 80, 33))]
+    with _engine(make_model(architecture), n_threads=n_threads) as engine:
+        assert engine.info.is_exact
+        _assert_exact(engine, texts)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"hidden_size": 48, "intermediate_size": 100, "num_attention_heads": 3, "num_key_value_heads": 1},
+        {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 2},
+        {"hidden_size": 896, "intermediate_size": 700, "num_attention_heads": 14, "num_key_value_heads": 2},
+    ],
+    ids=lambda shape: str(shape["hidden_size"]),
+)
+def test_float32_logits_are_the_same_bits_for_other_shapes(
+    shape: dict[str, int], n_threads: int, make_model: MakeModel
+) -> None:
+    texts = [_text(seed, n) for seed, n in enumerate((40, 20, 70))]
+    with _engine(make_model("llama", **shape), n_threads=n_threads) as engine:
+        _assert_exact(engine, texts)
+
+
+def test_float32_logits_are_the_same_bits_far_into_a_text(make_model: MakeModel) -> None:
+    """Kernels sum in other orders over many keys: 250 to 600 is where lengths rounded per window failed."""
+    text = _text(5, 620)
+    with _engine(make_model("llama")) as engine:
+        session, other = engine.open(), engine.open()
+        engine.submit([Row(session, 0, text[:240], 0), Row(other, 0, text[:600], 0)]).result()
+        for start in range(240, 600, 7):
+            window = engine.submit([Row(session, start, text[start : start + 7], 7)]).result().logits[0]
+            engine.truncate(other, start)
+            rows = [Row(other, i, (text[i],), 1) for i in range(start, start + 7)]
+            alone = [engine.submit([row]).result().logits[0][0] for row in rows]
+            np.testing.assert_array_equal(window, np.stack(alone))
+
+
+def _assert_exact(engine: TransformersEngine, texts: list[Text]) -> None:
+    alone = [_step_by_step(engine, text) for text in texts]
+    for seed in range(2):
+        for expected, found in zip(alone, _ragged(engine, texts, seed), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_mixture_of_experts_is_not_called_exact(make_model: MakeModel) -> None:
+    with _engine(make_model("qwen3-moe")) as engine:
+        assert not engine.info.is_exact
+
+
+def test_bfloat16_stays_near_the_plain_forward_pass(make_model: MakeModel) -> None:
+    target = make_model("qwen2")
+    text = _text(3, 60)
+    with _engine(target, dtype="bfloat16") as engine:
+        found = _ragged(engine, [text, text[:11]], seed=2)[0]
+        assert (engine.info.dtype, engine.info.is_exact) == ("bfloat16", False)
+    expected = _plain(target, text)
+    assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
+
+
+def test_logits_are_given_for_the_last_positions_only(make_model: MakeModel) -> None:
+    text = _text(4, 12)
+    with _engine(make_model("llama")) as engine:
+        alone = _step_by_step(engine, text)
+        first, second, third = engine.open(), engine.open(), engine.open()
+        rows = [Row(first, 0, text, 3), Row(second, 0, text, 0), Row(third, 0, text[:5], 5)]
+        logits = engine.submit(rows).result().logits
+    assert [part.shape for part in logits] == [(3, VOCAB_SIZE), (0, VOCAB_SIZE), (5, VOCAB_SIZE)]
+    np.testing.assert_array_equal(logits[0], alone[-3:])
+    np.testing.assert_array_equal(logits[2], alone[:5])
+
+
+def test_steps_submitted_together_run_in_order(make_model: MakeModel) -> None:
+    text = _text(6, 40)
+    with _engine(make_model("llama")) as engine:
+        alone = _step_by_step(engine, text)
+        session = engine.open()
+        futures = [engine.submit([Row(session, i, text[i : i + 4], 4)]) for i in range(0, 40, 4)]
+        engine.truncate(session, 20)
+        futures.append(engine.submit([Row(session, 20, text[20:30], 10)]))
+        found = np.concatenate([future.result().logits[0] for future in futures])
+    np.testing.assert_array_equal(found, np.concatenate([alone, alone[20:30]]))
+
+
+def test_a_failed_step_caches_nothing(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = _text(7, 9)
+    with _engine(make_model("llama")) as engine:
+        alone = _step_by_step(engine, text)
+        session = engine.open()
+        engine.submit([Row(session, 0, text[:3], 0)]).result()
+        with monkeypatch.context() as patched:
+            patched.setattr(engine._runner, "_forward", _raise)
+            with pytest.raises(ModelError, match="out of something"):
+                engine.submit([Row(session, 3, text[3:5], 1)]).result()
+        with pytest.raises(ModelError, match="failed step"):
+            engine.submit([Row(session, 5, text[5:6], 1)]).result()
+        engine.truncate(session, 3)
+        found = engine.submit([Row(session, 3, text[3:], 6)]).result().logits[0]
+    np.testing.assert_array_equal(found, alone[3:])
+
+
+def _raise(*_args: object) -> None:
+    raise RuntimeError("out of something")
+
+
+def test_the_kv_budget_limits_positions_and_closing_gives_them_back(make_model: MakeModel) -> None:
+    position_bytes = 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, head size, float32
+    with _engine(make_model("llama"), kv_bytes=300 * position_bytes) as engine:
+        assert (engine.info.max_positions, engine.info.block, engine.info.max_context) == (256, 128, 256)
+        sessions = [engine.open() for _ in range(3)]
+        engine.submit([Row(session, 0, (1, 2), 0) for session in sessions[:2]]).result()
+        with pytest.raises(CapacityError):
+            engine.submit([Row(sessions[2], 0, (1,), 0)])
+        engine.close(sessions[0])
+        assert engine.submit([Row(sessions[2], 0, (1,), 1)]).result().logits[0].shape == (1, VOCAB_SIZE)
+
+
+def test_nothing_is_taken_after_shutdown(make_model: MakeModel) -> None:
+    with _engine(make_model("llama")) as engine:
+        session = engine.open()
+    with pytest.raises(ModelError, match="shut down"):
+        engine.submit([Row(session, 0, (1,), 1)])
+    engine.shutdown()
