@@ -77,7 +77,15 @@ def render_configuration(files: BrokerFiles, ports: BrokerPorts, place: BrokerPl
 def listeners(files: BrokerFiles, ports: BrokerPorts) -> Sequence[Listener]:
     """Devices, backend, claims, admin."""
     return (
-        Listener("Devices.", ports.devices, ports.host, files.device_ca, files.device_crl),
+        Listener(
+            "Devices. Here as on the other listeners nobody gets in without a certificate, whose common name is"
+            " the user name; a revocation list is always named, even an empty one, since only then does a"
+            " reload look at certificates again.",
+            ports.devices,
+            ports.host,
+            files.device_ca,
+            files.device_crl,
+        ),
         Listener(
             "Verifiers, operators, provisioning: a CA of their own, so that no device gets in here.",
             ports.backend,
@@ -127,17 +135,17 @@ def _general(place: BrokerPlace) -> list[Directive]:
             "true",
             "Without it a request and its reply take 40 to 80 ms instead of half a millisecond.",
         ),
-        Directive("persistence", "true"),
-        Directive("persistence_location", f"{place.persistence}/"),
         Directive(
-            "autosave_interval",
-            AUTOSAVE_S,
+            "persistence",
+            "true",
             f"A broker that is killed loses retained messages and queues of its last {AUTOSAVE_S} s; a"
-            " stopped one loses nothing. Every SLED party repeats its retained topics when it connects, and devices"
-            " keep their own journal, so nothing depends on these seconds.",
+            " stopped one loses nothing. Every SLED party repeats its retained topics when it connects, and"
+            " devices keep their own journal, so nothing depends on these seconds.",
         ),
+        Directive("persistence_location", f"{place.persistence}/"),
+        Directive("autosave_interval", AUTOSAVE_S),
         Directive("autosave_on_changes", "false"),
-        Directive("connection_messages", "true"),
+        Directive("connection_messages", "true", "Who came and went, and why; never what was said."),
         Directive("log_dest", place.log),
         *(Directive("log_type", kind) for kind in ("error", "warning", "notice", "information")),
         Directive("log_timestamp_format", "%Y-%m-%dT%H:%M:%S"),
