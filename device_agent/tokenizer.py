@@ -197,7 +197,7 @@ def _plain_template(vocabulary: Vocabulary) -> str:
 
 
 def _alternatives(texts: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of `texts`, the longest first; single characters, without room for a guard, are left out."""
+    """Matches any of `texts`, the longest first, without single characters, where a guard has no room."""
     ordered = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from protocol.errors import ModelError
 from protocol.fingerprint import file_sha256, vocabulary_fingerprint
+from protocol.vocabulary import gguf_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class GgufVocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """`protocol.fingerprint.vocabulary_fingerprint` of the tokens."""
-        return vocabulary_fingerprint([self._text(token) for token in range(self.size)])
+        return vocabulary_fingerprint(gguf_vocabulary(self._model.path))
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
