@@ -1,0 +1,334 @@
+"""One session as the verifier sees it: a cache of the device's text, and the windows that wait to be judged.
+
+The device owns the text; everything here may be truncated, rebuilt or dropped at any time without changing
+what the user reads. `chain` is the text known here; `cached` is what the engine's KV cache holds, which may
+lag behind, or hold rejected drafts until the next row rolls it back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protocol.chain import Chain
+from protocol.coupling import Ends, Judgement
+from protocol.messages import Checkpoint, Finished, Opening, SamplerSettings, Verdict, Window
+
+MAX_AHEAD = 2
+"""Windows of one session that may wait beyond its position."""
+MAX_ANSWERS = 4
+"""Answers kept for windows that come again; two windows in flight need two."""
+INLINE_TOKENS = 48
+"""Uncached tokens that still count as part of a window; more are a prompt, which goes in chunks."""
+
+MAX_SLACK_S = 2.0
+"""However much text a session has in hand, its window is due this long after it came: none starves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A window that waits to be judged; its context, if it had any, is already part of the text.
+
+    Attributes:
+        base: absolute index of the first of `draft`.
+        hash: chain hash of the text before `base`, presumed tokens included.
+        ack: where its verdict starts; at most `base`.
+    """
+
+    round: int
+    base: int
+    hash: str
+    ack: int
+    draft: tuple[int, ...]
+    arrived_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a session wants from the next steps, in the planner's terms.
+
+    Attributes:
+        n_prefill: tokens that may be fed in chunks of any size, in any steps.
+        n_final: tokens after them that go in one step and are judged.
+        n_cached: positions that are cached already.
+        deadline_s: when the session's shown text runs dry.
+    """
+
+    sid: int
+    device: str
+    n_prefill: int
+    n_final: int
+    n_cached: int
+    arrived_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One session's part of one step.
+
+    Attributes:
+        epoch: the session's epoch when it was cut; the result counts only while that is unchanged.
+        start: the engine's cache is rolled back to this length, and `tokens` follow.
+        n_logits: for the last positions of `tokens`; 0 for a chunk of a prompt.
+        pending: the window that is judged with the logits; None for a chunk.
+    """
+
+    sid: int
+    epoch: int
+    start: int
+    tokens: tuple[int, ...]
+    n_logits: int
+    pending: Pending | None
+
+
+class Session:
+    """The record of one session and the rules that need no other session. Pure: no clock, no I/O.
+
+    Attributes:
+        sid: number of this record, never used twice.
+        limit: largest length in this turn, the engine's context included.
+        finished: why the present turn has ended; None while it goes on.
+        active_s: when the device was last heard.
+        dry_s: when the text shown to the user runs dry, at the display rate.
+        checkpoint_length: text length in the last checkpoint written; None when there is none.
+    """
+
+    def __init__(
+        self, sid: int, device: str, slot: int, uid: str, *, stop_ids: frozenset[int], max_context: int
+    ) -> None:
+        self.sid = sid
+        self.device = device
+        self.slot = slot
+        self.uid = uid
+        self.generation = -1
+        self.epoch = 0
+        self.finished: Finished | None = None
+        self.limit = 0
+        self.active_s = 0.0
+        self.dry_s = 0.0
+        self.checkpoint_length: int | None = None
+        self.flight: Slice | None = None
+        self.cached: list[int] = []
+        self._stop_ids = stop_ids
+        self._max_context = max_context
+        self._opening: Opening | None = None
+        self._chain: Chain | None = None
+        self._n_valid = 0  # cached[:n_valid] is a prefix of the text
+        self._turn_start = 0
+        self._last_round = -1
+        self._waiting: dict[int, Pending] = {}
+        self._answers: deque[Verdict] = deque(maxlen=MAX_ANSWERS)
+
+    @property
+    def opening(self) -> Opening:
+        """What the session was opened with; the latest rebuild counts."""
+        if self._opening is None:
+            raise RuntimeError(f"session {self.sid} was never opened")
+        return self._opening
+
+    @property
+    def chain(self) -> Chain:
+        """The text known here, with its hashes."""
+        if self._chain is None:
+            raise RuntimeError(f"session {self.sid} was never opened")
+        return self._chain
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Device and slot."""
+        return self.device, self.slot
+
+    @property
+    def settings(self) -> SamplerSettings:
+        """The sampler's settings."""
+        return self.opening.settings
+
+    @property
+    def length(self) -> int:
+        """Number of tokens in the text, prompt included."""
+        return len(self.chain)
+
+    @property
+    def ends(self) -> Ends:
+        """Where the present turn must end."""
+        return Ends(self._stop_ids, self.limit, self._max_context)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a window is under way or could be: such a session is never dropped for room.
+
+        A window that only waits for another does not count, or a device gone between the two would stay.
+        """
+        return self.flight is not None or self.next_pending() is not None
+
+    @property
+    def waiting(self) -> tuple[Pending, ...]:
+        """The windows that are not answered yet."""
+        return tuple(self._waiting.values())
+
+    # ---- the text
+
+    def begin(self, opening: Opening, target: str, tokens: Sequence[int], generation: int) -> None:
+        """Open, or rebuild after anything: the text is `tokens`; the common cached prefix stays."""
+        self._opening = opening
+        self._chain = Chain(opening.settings, target, tokens)
+        self._n_valid = _common_length(self.cached, tokens)
+        self._turn_start = len(tokens)
+        self._abandon(generation)
+
+    def rewind(self, length: int, generation: int) -> None:
+        """Cut the text to `length`, forgetting windows and, when the generation rises, answers."""
+        self.chain.truncate(length)
+        self._n_valid = min(self._n_valid, length)
+        self._turn_start = min(self._turn_start, length)
+        if generation > self.generation:
+            self._abandon(generation)
+        else:
+            self.epoch += 1
+
+    def append_context(self, tokens: Sequence[int]) -> None:
+        """A user's turn: tokens that are not checked."""
+        self.chain.extend(tokens)
+        self._turn_start = self.length
+
+    def _abandon(self, generation: int) -> None:
+        if generation > self.generation:
+            self._last_round = -1
+        self.generation = generation
+        self.epoch += 1
+        self.finished = None
+        self._waiting.clear()
+        self._answers.clear()
+
+    # ---- windows
+
+    def answered(self, round_number: int) -> Verdict | None:
+        """The remembered answer to a round of this generation."""
+        return next((verdict for verdict in self._answers if verdict.round == round_number), None)
+
+    def is_waiting(self, round_number: int) -> bool:
+        """Whether that round waits or is under way."""
+        return round_number in self._waiting
+
+    def is_stale(self, round_number: int) -> bool:
+        """Whether that round is older than one answered already: a late duplicate."""
+        return round_number <= self._last_round
+
+    @property
+    def n_ahead(self) -> int:
+        """Windows that wait beyond the position, for another to be judged first."""
+        return sum(pending.base > self.length for pending in self._waiting.values())
+
+    def hold(self, window: Window, arrived_s: float) -> None:
+        """Let a window wait for its turn; one with context stands behind its context."""
+        base, text_hash = window.base, window.hash
+        if window.context is not None:
+            base, text_hash = self.length, self.chain.hash_at(self.length)
+        self._waiting[window.round] = Pending(
+            window.round, base, text_hash, window.ack, window.draft, arrived_s
+        )
+
+    def next_pending(self) -> Pending | None:
+        """The window at the position, None while there is none; those that can never be judged are dropped.
+
+        A window stands in no step before the one that it presumes: its base is then beyond the position.
+        """
+        for pending in [*self._waiting.values()]:
+            is_passed = pending.base < self.length
+            if is_passed or (pending.base == self.length and pending.hash != self.chain.hash_at(self.length)):
+                del self._waiting[pending.round]
+        return min(
+            (pending for pending in self._waiting.values() if pending.base == self.length),
+            key=lambda pending: pending.round,
+            default=None,
+        )
+
+    def end_here(self) -> Finished | None:
+        """Why nothing more can be judged at the present length; None when something can.
+
+        A stop token ends a turn only where the target chose it, not inside context.
+        """
+        if self.length > self._turn_start:
+            return self.ends.at(self.length, self.chain.tokens[-1])
+        if self.length >= self._max_context:
+            return "context"
+        return "limit" if self.length >= self.limit else None
+
+    # ---- steps
+
+    def work(self) -> Work | None:
+        """What the planner should know; None while nothing can be judged or a step is under way."""
+        pending = self.next_pending()
+        if pending is None or self.flight is not None or self.end_here() is not None:
+            return None
+        n_cached = self._usable_length()
+        n_prefill = self.length - 1 - n_cached
+        n_final = 1 + len(self._fed_draft(pending))
+        if n_prefill <= INLINE_TOKENS:
+            n_prefill, n_final = 0, n_prefill + n_final
+        arrived_s = pending.arrived_s
+        deadline_s = min(max(self.dry_s, arrived_s), arrived_s + MAX_SLACK_S)
+        return Work(self.sid, self.device, n_prefill, n_final, n_cached, arrived_s, deadline_s)
+
+    def cut(self, n_tokens: int) -> Slice:
+        """The next `n_tokens` of the work, now under way: a chunk, or the rest with the window.
+
+        The caller takes care that `n_tokens` is at most what `work` promised, and that a part of the window
+        is never cut off.
+        """
+        pending = self.next_pending()
+        if pending is None or self.flight is not None:
+            raise RuntimeError(f"session {self.sid} has no work to cut")
+        start = self._usable_length()
+        rest = [*self.chain.tokens[start:], *self._fed_draft(pending)]
+        is_last = n_tokens >= len(rest)
+        n_logits = 1 + len(self._fed_draft(pending)) if is_last else 0
+        tokens = tuple(rest[:n_tokens])
+        self.flight = Slice(self.sid, self.epoch, start, tokens, n_logits, pending if is_last else None)
+        del self.cached[start:]
+        self.cached.extend(tokens)
+        self._n_valid = min(start + len(tokens), self.length)
+        return self.flight
+
+    def settle(self, pending: Pending, judgement: Judgement) -> None:
+        """Append what was judged; rejected drafts stay cached until the next row rolls them back."""
+        del self._waiting[pending.round]
+        self.chain.extend(judgement.tokens)
+        self._n_valid = min(pending.base + judgement.n_accepted, len(self.cached))
+        self._last_round = max(self._last_round, pending.round)
+        self.finished = judgement.finished
+        if self.finished is not None:
+            self._waiting.clear()
+
+    def remember(self, verdict: Verdict) -> None:
+        """Keep an answer for its window's return."""
+        self._answers.append(verdict)
+
+    def checkpoint(self) -> Checkpoint:
+        """A copy of the text to be retained."""
+        return Checkpoint(
+            uid=self.uid,
+            generation=self.generation,
+            opening=self.opening,
+            tokens=tuple(self.chain.tokens),
+            limit=self.limit,
+            finished=self.finished,
+        )
+
+    def _usable_length(self) -> int:
+        """Cached positions to keep: at least the text's last token is fed, since its logits are needed."""
+        return min(self._n_valid, self.length - 1)
+
+    def _fed_draft(self, pending: Pending) -> tuple[int, ...]:
+        """Drafts that the engine must see: the last position that may be judged needs no further input."""
+        end = min(self.limit, self._max_context)
+        return pending.draft[: max(0, end - self.length - 1)]
+
+
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    for i, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return i
+    return min(len(left), len(right))

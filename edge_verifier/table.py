@@ -1,0 +1,332 @@
+"""The session table: windows in, effects out. Pure: it is given the time and does no I/O.
+
+One session per (device, slot), named by its uid. The rules are those of the design's "Who owns what": the
+device owns the text, generations abandon what came before, hashes name prefixes, answers are remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edge_verifier.effects import (
+    Cancel,
+    ClearCheckpoint,
+    Close,
+    Drop,
+    Effect,
+    Queue,
+    Reply,
+    WriteCheckpoint,
+)
+from edge_verifier.engine import EngineInfo
+from edge_verifier.session import MAX_AHEAD, Pending, Session, Slice, Work
+from edge_verifier.strangers import Strangers
+from edge_verifier.table_rules import TableRules
+from edge_verifier.verdicts import Timing, verdict_of
+from edge_verifier.window_checks import Fault, find_fault, longest_text, refusal, text_fault
+from protocol.coupling import Judgement
+from protocol.messages import Window
+
+
+@dataclass(frozen=True, slots=True)
+class _Incoming:
+    device: str
+    slot: int
+    window: Window
+    now_s: float
+    arrived_s: float
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.device, self.slot
+
+
+class SessionTable:
+    """All sessions of one verifier.
+
+    Attributes:
+        price: current price, put into refusals and immediate verdicts.
+        is_draining: True refuses new sessions; those that exist go on.
+        backlog_s: how long the prompts that wait will take; beyond the rules' bound openings are refused.
+    """
+
+    def __init__(self, info: EngineInfo, rules: TableRules | None = None) -> None:
+        self._info = info
+        self._rules = rules or TableRules()
+        self._max_context = longest_text(info)
+        self._by_key: dict[tuple[str, int], Session] = {}
+        self._by_sid: dict[int, Session] = {}
+        self._next_sid = 0
+        self._strangers = Strangers(self._rules.repeat_unknown_s)
+        self.price = 0.0
+        self.is_draining = False
+        self.backlog_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._by_sid)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter([*self._by_sid.values()])
+
+    @property
+    def capacity(self) -> int:
+        """Most sessions at once."""
+        own = self._rules.max_sessions
+        return self._info.max_sessions if own is None else min(own, self._info.max_sessions)
+
+    def get(self, sid: int) -> Session | None:
+        """The session of that number, None once it is gone."""
+        return self._by_sid.get(sid)
+
+    def work(self, sid: int) -> Work | None:
+        """What a session wants from the next step."""
+        session = self._by_sid.get(sid)
+        return None if session is None else session.work()
+
+    # ---- windows
+
+    def on_window(
+        self, device: str, slot: int, window: Window, now_s: float, *, arrived_s: float | None = None
+    ) -> list[Effect]:
+        """Take one window of (device, slot) that came at `arrived_s` (now, if not given)."""
+        incoming = _Incoming(device, slot, window, now_s, now_s if arrived_s is None else arrived_s)
+        session = self._by_key.get(incoming.key)
+        if session is None or session.uid != window.uid:
+            return self._on_stranger(incoming)
+        if window.generation < session.generation:
+            return [Drop("stale_generation")]
+        session.active_s = now_s
+        if window.is_close:
+            return self._retire(session, is_clearing=True)
+        if window.generation == session.generation and (known := _known_round(session, window)):
+            return [known]
+        fault = find_fault(window, self._info)
+        return self._refused(incoming, fault) if fault else self._take(session, incoming)
+
+    def _on_stranger(self, incoming: _Incoming) -> list[Effect]:
+        window, key = incoming.window, incoming.key
+        if self._strangers.is_retired(key, window.uid, window.generation):
+            return [Drop("retired_session")]
+        if window.is_close:
+            is_slot_free = key not in self._by_key
+            return [ClearCheckpoint(*key) if is_slot_free else Drop("unknown_session")]
+        if window.opening is not None:
+            fault = find_fault(window, self._info) or self._admission_fault(incoming)
+            return self._refused(incoming, fault) if fault else self._open(incoming)
+        if not self._strangers.is_to_be_told(key, window.uid, window.generation, incoming.now_s):
+            return [Drop("unknown_session")]
+        wait_s = self._strangers.wait_s(0.05)
+        return self._refused(incoming, Fault("unknown_session", "open it with its whole text", wait_s))
+
+    def _admission_fault(self, incoming: _Incoming) -> Fault | None:
+        if self.is_draining:
+            return Fault("draining", "this verifier takes no new sessions", self._strangers.wait_s(1.0))
+        if self.backlog_s > self._rules.max_backlog_s:
+            detail = f"prompts wait for {self.backlog_s:.1f} s already"
+            return Fault("busy", detail, self._strangers.wait_s(self.backlog_s))
+        has_room = incoming.key in self._by_key or len(self._by_sid) < self.capacity
+        if has_room or self._idle_longest(incoming.now_s) is not None:
+            return None
+        return Fault("busy", f"all {self.capacity} sessions are in use", self._strangers.wait_s(1.0))
+
+    def _open(self, incoming: _Incoming) -> list[Effect]:
+        effects: list[Effect] = []
+        replaced = self._by_key.get(incoming.key)
+        if replaced is not None:
+            effects += self._retire(replaced, is_clearing=replaced.checkpoint_length is not None)
+        elif len(self._by_sid) >= self.capacity:
+            effects += self.drop_idle(incoming.now_s)
+        session = Session(
+            self._next_sid,
+            *incoming.key,
+            incoming.window.uid,
+            stop_ids=self._info.stop_ids,
+            max_context=self._max_context,
+        )
+        self._next_sid += 1
+        self._by_key[incoming.key] = self._by_sid[session.sid] = session
+        session.active_s = session.dry_s = incoming.now_s
+        return effects + self._take(session, incoming)
+
+    def _take(self, session: Session, incoming: _Incoming) -> list[Effect]:
+        """A checked window of a known session, neither older than its generation nor answered already."""
+        window = incoming.window
+        if window.opening is not None:
+            return self._rebuild(session, incoming)
+        is_newer = window.generation > session.generation
+        if window.context is not None and not is_newer:
+            detail = "context is legal only at the start of a turn, in a new generation"
+            return self._refused(incoming, Fault("bad_message", detail))
+        if session.finished is not None and not is_newer:
+            return [Drop("turn_finished")]
+        fault = text_fault(session, window)
+        if fault is None:
+            return self._place(session, incoming)
+        if fault.reason == "prefix_mismatch" and not is_newer and window.ack <= session.length:
+            return [Drop("passed_with_other_hash")]
+        return self._refused(incoming, fault)
+
+    def _rebuild(self, session: Session, incoming: _Incoming) -> list[Effect]:
+        window = incoming.window
+        if window.opening is None or window.context is None:
+            raise RuntimeError("only checked openings come here")
+        if window.generation == session.generation and window.hash != session.chain.hash_at(0):
+            detail = "other settings for an open session: raise the generation"
+            return self._refused(incoming, Fault("prefix_mismatch", detail))
+        session.begin(window.opening, self._info.target, window.context, window.generation)
+        session.limit = self._capped(window.limit)
+        session.hold(window, incoming.arrived_s)
+        effects: list[Effect] = [Cancel(session.sid), *self._advance(session, incoming.now_s)]
+        return effects + self._checkpoint_of_opening(session)
+
+    def _place(self, session: Session, incoming: _Incoming) -> list[Effect]:
+        window = incoming.window
+        effects: list[Effect] = []
+        is_newer = window.generation > session.generation
+        if window.base > session.length and not is_newer:
+            if session.n_ahead >= MAX_AHEAD:
+                return [Drop("too_far_ahead")]
+        elif is_newer or window.base < session.length:
+            session.rewind(min(window.base, session.length), window.generation)
+            effects.append(Cancel(session.sid))
+        if window.context is not None:
+            session.append_context(window.context)
+            session.limit = self._capped(window.limit)
+        session.hold(window, incoming.arrived_s)
+        return effects + self._advance(session, incoming.now_s)
+
+    def _capped(self, limit: int | None) -> int:
+        return self._max_context if limit is None else min(limit, self._max_context)
+
+    # ---- steps
+
+    def cut(self, sid: int, n_tokens: int) -> Slice | None:
+        """Take the next part of a session's work into a step; None when there is none any more."""
+        session = self._by_sid.get(sid)
+        if session is None or session.work() is None:
+            return None
+        return session.cut(n_tokens)
+
+    def wanted_by(self, piece: Slice) -> Session | None:
+        """The session of `piece`; None when it is gone or its text has moved on since the cut."""
+        session = self._by_sid.get(piece.sid)
+        return session if session is not None and piece.epoch == session.epoch else None
+
+    def on_landed(self, piece: Slice, now_s: float) -> list[Effect]:
+        """The step of `piece` is done, and there is nothing to judge: a chunk, or a result nobody wants."""
+        session = self._by_sid.get(piece.sid)
+        if session is None:
+            return [Drop("closed_session")]
+        session.flight = None
+        return self._advance(session, now_s)
+
+    def on_judged(self, piece: Slice, judgement: Judgement, timing: Timing, now_s: float) -> list[Effect]:
+        """The window of `piece` has been judged; dropped when its text has moved on."""
+        session = self.wanted_by(piece)
+        if session is None or piece.pending is None:
+            return [Drop("stale_result"), *self.on_landed(piece, now_s)]
+        session.flight = None
+        return [
+            *self._settle(session, piece.pending, judgement, timing, now_s),
+            *self._advance(session, now_s),
+        ]
+
+    def on_failed(self, sid: int, fault: Fault) -> list[Effect]:
+        """A step or judgement of a session failed: its windows are refused, the session is dropped.
+
+        What the engine has cached for it is unknown. The device opens it again from its own text, so nothing
+        is lost.
+        """
+        session = self._by_sid.get(sid)
+        if session is None:
+            return [Drop("closed_session")]
+        rounds = [pending.round for pending in session.waiting]
+        replies: list[Effect] = [
+            Reply(*session.key, refusal(session.uid, session.generation, each, fault, self.price))
+            for each in rounds
+        ]
+        return replies + self._forget(session)
+
+    def _settle(
+        self, session: Session, pending: Pending, judgement: Judgement, timing: Timing, now_s: float
+    ) -> list[Effect]:
+        session.settle(pending, judgement)
+        verdict = verdict_of(session, pending, judgement, timing)
+        session.remember(verdict)
+        session.active_s = now_s
+        shown_s = len(judgement.tokens) / self._rules.display_rate_tokens_s
+        session.dry_s = max(now_s, session.dry_s) + shown_s
+        return [Reply(*session.key, verdict), *self._checkpoint_of_growth(session)]
+
+    def _advance(self, session: Session, now_s: float) -> list[Effect]:
+        """Queue the window at the position, or answer it at once where the turn has no room left."""
+        pending = session.next_pending()
+        if session.flight is not None or pending is None:
+            return []
+        finished = session.end_here()
+        if finished is None:
+            return [Queue(session.sid)]
+        return self._settle(session, pending, Judgement((), 0, finished), Timing(price=self.price), now_s)
+
+    # ---- checkpoints
+
+    def _checkpoint_of_opening(self, session: Session) -> list[Effect]:
+        if session.opening.keep_checkpoint and self._rules.checkpoints.is_on:
+            return [self._written(session)]
+        had_one = session.checkpoint_length is not None
+        session.checkpoint_length = None
+        return [ClearCheckpoint(*session.key)] if had_one else []
+
+    def _checkpoint_of_growth(self, session: Session) -> list[Effect]:
+        is_due = session.opening.keep_checkpoint and self._rules.checkpoints.is_due(
+            session.length, session.checkpoint_length, is_turn_end=session.finished is not None
+        )
+        return [self._written(session)] if is_due else []
+
+    def _written(self, session: Session) -> WriteCheckpoint:
+        session.checkpoint_length = session.length
+        return WriteCheckpoint(*session.key, session.checkpoint())
+
+    def checkpoints_again(self) -> list[WriteCheckpoint]:
+        """All checkpoints in force, for a broker that may have come back without them."""
+        return [self._written(session) for session in self if session.checkpoint_length is not None]
+
+    # ---- ends
+
+    def drop_idle(self, now_s: float) -> list[Effect]:
+        """Drop the session idle longest, if any may be: its device rebuilds it when it speaks again."""
+        session = self._idle_longest(now_s)
+        return [] if session is None else self._forget(session)
+
+    def _idle_longest(self, now_s: float) -> Session | None:
+        idle = (
+            session
+            for session in self._by_sid.values()
+            if now_s - session.active_s >= self._rules.min_idle_s and not session.is_busy
+        )
+        return min(idle, key=lambda session: session.active_s, default=None)
+
+    def _retire(self, session: Session, *, is_clearing: bool) -> list[Effect]:
+        self._strangers.retire(session.key, session.uid, session.generation)
+        effects = self._forget(session)
+        return [*effects, ClearCheckpoint(*session.key)] if is_clearing else effects
+
+    def _forget(self, session: Session) -> list[Effect]:
+        del self._by_key[session.key]
+        del self._by_sid[session.sid]
+        return [Cancel(session.sid), Close(session.sid)]
+
+    def _refused(self, incoming: _Incoming, fault: Fault) -> list[Effect]:
+        window = incoming.window
+        message = refusal(window.uid, window.generation, window.round, fault, self.price)
+        return [Reply(*incoming.key, message)]
+
+
+def _known_round(session: Session, window: Window) -> Effect | None:
+    """What to do about a round of the present generation that has been seen before."""
+    if (verdict := session.answered(window.round)) is not None:
+        return Reply(*session.key, verdict)
+    if session.is_waiting(window.round):
+        return Drop("duplicate")
+    return Drop("stale_round") if session.is_stale(window.round) else None

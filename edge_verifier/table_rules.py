@@ -1,0 +1,27 @@
+"""Limits of the session table that are not the engine's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edge_verifier.checkpoints import CheckpointRule
+
+
+@dataclass(frozen=True)
+class TableRules:
+    """How many sessions, for how long, and how they are paced.
+
+    Attributes:
+        max_sessions: below the engine's own limit; None for no other.
+        min_idle_s: a session younger in silence than this is never dropped for another's room.
+        max_backlog_s: prompts waiting for longer than this make new openings wait at their devices.
+        display_rate_tokens_s: how fast a user reads; sets when a session's shown text runs dry.
+        repeat_unknown_s: an unknown session is refused once per generation within this time.
+    """
+
+    max_sessions: int | None = None
+    min_idle_s: float = 2.0
+    max_backlog_s: float = 10.0
+    display_rate_tokens_s: float = 10.0
+    repeat_unknown_s: float = 2.0
+    checkpoints: CheckpointRule = field(default_factory=CheckpointRule)

@@ -1,0 +1,67 @@
+"""From logits to judgement to verdict, and what one more position costs everybody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_verifier.session import Pending, Session
+from protocol.coupling import Ends, Judgement, judge
+from protocol.messages import SamplerSettings, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What a verdict tells of its round.
+
+    Attributes:
+        price: see `price_ms`.
+        queue_s: from the window's arrival to its step.
+        engine_s: the step.
+    """
+
+    price: float = 0.0
+    queue_s: float = 0.0
+    engine_s: float = 0.0
+
+
+def judge_rows(
+    pending: Pending, logits: NDArray[np.float32], settings: SamplerSettings, ends: Ends
+) -> Judgement:
+    """Judge a window whose text ends right before its base.
+
+    Args:
+        logits: [n, vocab]; row i predicts index `base + i`. n may be below len(draft) + 1 when the turn ends
+            within the window: rows after the end are never asked for.
+
+    Raises:
+        ModelError: a logit is not finite.
+    """
+    return judge(lambda i: logits[i], pending.draft, settings, pending.base, ends)
+
+
+def verdict_of(session: Session, pending: Pending, judgement: Judgement, timing: Timing) -> Verdict:
+    """The answer to a window just settled: all tokens from its `ack` on, so that lost verdicts heal."""
+    return Verdict(
+        uid=session.uid,
+        generation=session.generation,
+        round=pending.round,
+        start=pending.ack,
+        tokens=tuple(session.chain.tokens[pending.ack :]),
+        n_accepted=judgement.n_accepted,
+        finished=judgement.finished,
+        price=timing.price,
+        queue_us=max(0, round(timing.queue_s * 1e6)),
+        engine_us=max(0, round(timing.engine_s * 1e6)),
+    )
+
+
+def price_ms(per_token_s: float, n_sharing: float) -> float:
+    """What one more position costs now: its time in the step, for each session that waits for that step.
+
+    A lone session pays only for itself; in a full batch a weak draft delays everybody. Two digits are enough
+    for a device's choice of window length, and short on the wire.
+    """
+    return float(f"{1000.0 * per_token_s * max(1.0, n_sharing):.2g}")
