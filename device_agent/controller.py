@@ -57,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class ControllerOptions:
-    """Bounds of the controller; `n_draft` fixes the window length, for benchmarks and stubborn users."""
+    """Bounds of the controller; `n_draft` fixes the window length, drafting ahead and `max_in_flight` with it."""
 
     max_draft: int = 8
     max_in_flight: int = 2
@@ -115,11 +115,12 @@ class Controller:
     def plan(self, max_draft: int = MAX_DRAFT) -> Plan:
         """The plan for the next window; `max_draft` is the verifier's own bound."""
         bound = min(self._options.max_draft, max_draft, MAX_DRAFT)
-        n = self._window_length(bound) if self._options.n_draft is None else min(self._options.n_draft, bound)
+        fixed = self._options.n_draft
+        n = self._window_length(bound) if fixed is None else min(fixed, bound)
         return Plan(
             n_draft=n,
-            is_ahead=n > 0 and self._saves_ahead(n),
-            max_in_flight=self._max_in_flight(n),
+            is_ahead=n > 0 and (fixed is not None or self._saves_ahead(n)),
+            max_in_flight=self._options.max_in_flight if n and (fixed or self._fills_wait(n)) else 1,
             patience_s=max(2.0 * n * self.draft_s, self.round_s, MIN_PATIENCE_S),
         )
 
@@ -141,10 +142,10 @@ class Controller:
         saved_s = guess * min((n + 1) * self.draft_s, self.round_s)
         return saved_s > (1.0 - guess) * self.draft_s / 2.0
 
-    def _max_in_flight(self, n: int) -> int:
+    def _fills_wait(self, n: int) -> bool:
+        """Whether a second window would be ready in half a round trip and is likely needed."""
         is_ready_early = (n + 1) * self.draft_s < self.round_s / 2.0
-        is_likely = self.acceptance ** (n + 1) > LIKELY
-        return self._options.max_in_flight if n and is_ready_early and is_likely else 1
+        return is_ready_early and self.acceptance ** (n + 1) > LIKELY
 
     def _judge(self, *, is_accepted: bool) -> None:
         # Decaying towards the prior keeps the estimate from freezing at 0 or 1.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocol.messages import SamplerSettings
 
@@ -54,3 +54,17 @@ class Saved:
     answer_start: int
     limit: int
     finished: str | None
+
+    def after(self, entry: Entry) -> Saved:
+        """The session once `entry` has happened too."""
+        is_new_turn = entry.answer_start is not None
+        return replace(
+            self,
+            generation=max(self.generation, entry.generation),
+            tokens=self.tokens[: entry.start] + entry.tokens,
+            verifier=entry.verifier or self.verifier,
+            settings=entry.settings or self.settings,
+            answer_start=self.answer_start if entry.answer_start is None else entry.answer_start,
+            limit=self.limit if entry.limit is None else entry.limit,
+            finished=None if is_new_turn else entry.finished or self.finished,
+        )

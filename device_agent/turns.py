@@ -181,7 +181,7 @@ class SessionTurns:
             self._actions.append(Journal(Entry(self.generation, self._text.committed), is_durable=True))
 
     def _end_turn(self, finished: TurnEnd, start: int) -> None:
-        """The turn is over; one entry holds the tokens from `start` on and its end: both survive or neither."""
+        """The turn is over; one entry holds its last tokens, from `start`, and its end: both survive or none."""
         self._text.cut(self._text.committed)
         self._outbox.flight.clear()
         self._outbox.resend = None
