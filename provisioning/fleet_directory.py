@@ -10,7 +10,6 @@ broker/                         configuration written for the broker
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import tomllib
@@ -33,6 +32,7 @@ from provisioning.authority import (
     new_key,
 )
 from provisioning.registry import Registry
+from provisioning.toml_text import toml_document
 
 FORMAT = 1
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -188,8 +188,7 @@ class FleetDirectory:
         return self.path / "identities" / "backend"
 
     def _write_settings(self) -> None:
-        hosts = ", ".join(json.dumps(host) for host in self.hosts)
-        text = f'format = {FORMAT}\nfleet = "{self.fleet}"\nhosts = [{hosts}]\n'
+        text = toml_document({"": {"format": FORMAT, "fleet": self.fleet, "hosts": self.hosts}})
         write_atomically(self.path / "fleet.toml", text.encode())
 
 
