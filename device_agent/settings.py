@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from protocol.errors import ConfigError
 from protocol.messages import MAX_DRAFT, SettingRefusal
 
 CHANGEABLE_BY_FLEET = frozenset(
@@ -55,6 +56,22 @@ class Settings(BaseModel):
     telemetry_interval_s: float = Field(default=10.0, ge=0.0, le=86_400.0)
     draft_threads: int = Field(default=0, ge=0, le=1_024)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """The defaults with `values` on top, whoever may change them.
+
+        Raises:
+            ConfigError: a key is unknown or a value not legal; it names the key.
+        """
+        for key in values:
+            if key not in cls.model_fields:
+                raise ConfigError(f"setting {unknown_key(key, cls.model_fields)}")
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise ConfigError(f"setting {first['loc'][0]}: {first['msg']}") from error
+
     def changed(self, wanted: Mapping[str, Any]) -> tuple[Settings, tuple[SettingRefusal, ...]]:
         """These settings with those of the fleet's `wanted` that are legal, and why the others are not.
 
@@ -62,16 +79,33 @@ class Settings(BaseModel):
         """
         settings, refusals = self, []
         for key, value in wanted.items():
-            reason = _objection(settings, key, value)
+            is_refused = key in Settings.model_fields and key not in CHANGEABLE_BY_FLEET
+            reason = (
+                "only the device itself may change this" if is_refused else settings._objection(key, value)
+            )
             if reason:
                 refusals.append(SettingRefusal(key=key[:64], reason=reason[:300]))
             else:
                 settings = Settings.model_validate({**settings.model_dump(), key: value})
         return settings, tuple(refusals)
 
+    def objections(self, wanted: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """Keys of `wanted` that no device would take into its configuration, each with the reason."""
+        found = ((key, self._objection(key, value)) for key, value in wanted.items())
+        return tuple((key, reason) for key, reason in found if reason)
+
     def for_fleet(self) -> dict[str, Any]:
         """The settings in force that the fleet may change."""
         return {key: value for key, value in self.model_dump().items() if key in CHANGEABLE_BY_FLEET}
+
+    def _objection(self, key: str, value: object) -> str:
+        if key not in Settings.model_fields:
+            return unknown_key(key, frozenset(Settings.model_fields))
+        try:
+            Settings.model_validate({**self.model_dump(), key: value})
+        except ValidationError as error:
+            return f"{value!r:.60}: {error.errors(include_url=False, include_input=False)[0]['msg']}"
+        return ""
 
 
 def unknown_key(key: str, known: Mapping[str, Any] | frozenset[str]) -> str:
@@ -79,15 +113,3 @@ def unknown_key(key: str, known: Mapping[str, Any] | frozenset[str]) -> str:
     near = difflib.get_close_matches(key, list(known), n=1)
     suggestion = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
     return f"{key!r:.80} is unknown; {suggestion}"
-
-
-def _objection(settings: Settings, key: str, value: object) -> str:
-    if key not in Settings.model_fields:
-        return unknown_key(key, CHANGEABLE_BY_FLEET)
-    if key not in CHANGEABLE_BY_FLEET:
-        return "only the device itself may change this"
-    try:
-        Settings.model_validate({**settings.model_dump(), key: value})
-    except ValidationError as error:
-        return f"{value!r:.60}: {error.errors(include_url=False, include_input=False)[0]['msg']}"
-    return ""
