@@ -72,8 +72,8 @@ class Drafter(Protocol):
                 is below this; 0 never stops. A drafter without probabilities ignores it.
 
         Returns:
-            Fewer than `n` tokens, possibly none, when the context is full, the held sequence is empty, or
-            the drafter has no more to propose.
+            Fewer than `n` tokens, possibly none, when the context is full, the held sequence is empty, the
+            last one ends the message, or the drafter has no more to propose.
 
         Raises:
             ModelError: the model failed; the drafter then holds an empty sequence and can be used on.

@@ -37,7 +37,7 @@ def load_drafter(
         name: one of `DRAFTERS`.
         model: a GGUF file; `ngram` and `none` take only its vocabulary.
         max_context: tokens to hold; None means as many as the model was trained for, 4096 at most.
-        n_threads: None means the cores this process may use, 4 at most.
+        n_threads: None means what suits the size of the model: one for the smallest, 4 at most.
 
     Raises:
         ConfigError: there is no drafter of that name.

@@ -17,6 +17,7 @@ from protocol.sampler import choose
 
 _MAX_DEFAULT_CONTEXT = 4096
 _MAX_DEFAULT_THREADS = 4
+_PARAMETERS_PER_THREAD = 50_000_000
 _UNKNOWN: NDArray[np.float32] = np.empty(0, np.float32)
 
 
@@ -26,7 +27,7 @@ class GgufDrafter:
     def __init__(self, model: Model, *, max_context: int | None = None, n_threads: int | None = None) -> None:
         self._model = model
         self._context = Context(
-            model, max_context or _default_context(model), n_threads or _default_threads()
+            model, max_context or _default_context(model), n_threads or _default_threads(model)
         )
         vocabulary = GgufVocabulary(model)
         self.info = DrafterInfo(
@@ -37,6 +38,7 @@ class GgufDrafter:
             vocabulary=vocabulary.fingerprint,
             max_context=self._context.max_tokens,
         )
+        self._stop_ids = vocabulary.stop_ids
         self._tokens: list[int] = []
         self._n_cached = 0  # the KV cache holds _tokens[:_n_cached]
         self._row = _UNKNOWN  # logits [vocab] after _tokens[:_n_cached]
@@ -48,7 +50,8 @@ class GgufDrafter:
         Args:
             path: a GGUF file of a decoder-only model.
             max_context: None means what the model was trained for, 4096 at most.
-            n_threads: None means the cores that this process may use, 4 at most.
+            n_threads: None means one, and one more for every 50 million parameters, up to the cores that
+                this process may use and to 4.
 
         Raises:
             ModelError: the file is missing, no GGUF, damaged, or not a decoder-only model.
@@ -82,6 +85,8 @@ class GgufDrafter:
                 break
             drafted.append(token)
             self._tokens.append(token)
+            if token in self._stop_ids:
+                break
         return drafted
 
     def close(self) -> None:
@@ -115,10 +120,11 @@ def _default_context(model: Model) -> int:
     return min(model.trained_context, _MAX_DEFAULT_CONTEXT)
 
 
-def _default_threads() -> int:
-    # More do not help: a small model's step is bound by memory, and devices have other work to do.
+def _default_threads(model: Model) -> int:
+    # Threads wait for each other many times in a step. With a model of a few million parameters that costs
+    # more than it gains, and ten times more on a machine that has other work.
     n_usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(n_usable, _MAX_DEFAULT_THREADS)
+    return min(n_usable, _MAX_DEFAULT_THREADS, 1 + model.n_parameters // _PARAMETERS_PER_THREAD)
 
 
 def _probability(row: NDArray[np.float32], token: int) -> float:

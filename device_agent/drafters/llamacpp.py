@@ -67,6 +67,11 @@ class Model:
         length = self.metadata(f"{self.metadata('general.architecture')}.context_length") or ""
         return int(length) if length.isdecimal() else _UNSTATED_CONTEXT
 
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights; 0 when only the vocabulary is loaded."""
+        return int(llama_cpp.llama_model_n_params(self.handle))
+
     def metadata(self, key: str) -> str | None:
         """One text value of the file's metadata; None when it is not there."""
         n_bytes = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), None, 0)

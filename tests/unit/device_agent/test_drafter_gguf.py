@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from device_agent.drafters import load_drafter
+from device_agent.drafters import gguf_drafter, load_drafter
 from device_agent.drafters.gguf_drafter import GgufDrafter
 from protocol.errors import ModelError
 from protocol.fingerprint import file_sha256, vocabulary_fingerprint
@@ -146,6 +146,28 @@ def test_an_unsure_model_stops_early(drafter: GgufDrafter) -> None:
     drafter.sync(PROMPT)
     some = drafter.draft(SAMPLED, 8, min_probability=0.01)
     assert some == every[: len(some)]
+
+
+def test_nothing_is_drafted_after_the_end_of_a_message(
+    drafter: GgufDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter.sync(PROMPT)
+    every = drafter.draft(SAMPLED, 8)
+    monkeypatch.setattr(drafter, "_stop_ids", frozenset({every[3]}))
+    drafter.sync(PROMPT)
+    assert drafter.draft(SAMPLED, 8) == every[: every.index(every[3]) + 1]
+
+
+def test_a_small_model_gets_one_thread_by_default(
+    tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    make = gguf_drafter.Context
+    monkeypatch.setattr(
+        gguf_drafter, "Context", lambda model, size, n: threads.append(n) or make(model, size, n)
+    )
+    GgufDrafter.load(tiny_pair.draft).close()
+    assert threads == [1]
 
 
 @pytest.mark.parametrize("token", [-1, 320, 2**31])
