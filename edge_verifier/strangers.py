@@ -1,4 +1,4 @@
-"""What is remembered of sessions that are not in the table: refused ones, and those over for good. Bounded."""
+"""What is remembered of sessions not in the table: refused ones, and those over for good. Bounded."""
 
 from __future__ import annotations
 

@@ -288,9 +288,12 @@ class SessionTable:
         session.checkpoint_length = session.length
         return WriteCheckpoint(*session.key, session.checkpoint())
 
-    def checkpoints_again(self) -> list[WriteCheckpoint]:
-        """All checkpoints in force, for a broker that may have come back without them."""
-        return [self._written(session) for session in self if session.checkpoint_length is not None]
+    def checkpoint_again(self, sid: int) -> list[Effect]:
+        """The checkpoint in force of a session, for a broker that may have come back without it."""
+        session = self._by_sid.get(sid)
+        if session is None or session.checkpoint_length is None:
+            return []
+        return [self._written(session)]
 
     # ---- ends
 

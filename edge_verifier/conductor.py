@@ -1,0 +1,268 @@
+"""Table, planner and engine put together: windows in, steps submitted, verdicts out.
+
+One thread owns it; it never sleeps and does no network I/O itself. The service gives it windows and finished
+steps, calls `pump` after each, and is told when to call again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from edge_verifier.effects import (
+    Cancel,
+    ClearCheckpoint,
+    Close,
+    Drop,
+    Effect,
+    Queue,
+    Reply,
+    WriteCheckpoint,
+)
+from edge_verifier.engine import CapacityError, Engine, StepResult
+from edge_verifier.engine_room import EngineRoom
+from edge_verifier.metrics import Metrics
+from edge_verifier.planner import Planner, Step, Wait
+from edge_verifier.session import Slice
+from edge_verifier.step_record import StepRecord, StepRecords
+from edge_verifier.table import SessionTable
+from edge_verifier.verdicts import Timing, judge_rows, price_ms
+from edge_verifier.window_checks import Fault, refusal
+from protocol.coupling import Judgement
+from protocol.messages import Checkpoint, Refusal, Verdict, Window
+
+_logger = logging.getLogger(__name__)
+
+_FAILED = Fault("internal_error", "the verifier failed on this window; open the session again", 0.5)
+_NO_MEMORY = Fault("busy", "no memory for this session now", 1.0)
+
+
+class Outlet(Protocol):
+    """Where messages leave. Must not block or raise."""
+
+    def reply(self, device: str, slot: int, message: Verdict | Refusal) -> None:
+        """Publish on the session's verdict topic."""
+        ...
+
+    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint) -> None:
+        """Retain it on the session's state topic."""
+        ...
+
+    def clear_checkpoint(self, device: str, slot: int) -> None:
+        """Remove what is retained there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step under way."""
+
+    pieces: tuple[Slice, ...]
+    submitted_s: float
+    future: Future[StepResult]
+
+
+@dataclass(slots=True)
+class _Tally:
+    n_drafted: int = 0
+    n_accepted: int = 0
+
+
+class Conductor:
+    """Runs the sessions of one verifier on one engine.
+
+    Args:
+        on_done: called with each `Flight` once its future is done, on whatever thread completes it; it must
+            only enqueue. The owner then calls `finish` on its own thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        table: SessionTable,
+        planner: Planner,
+        outlet: Outlet,
+        on_done: Callable[[Flight], None],
+        *,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.table = table
+        self.planner = planner
+        self.records = StepRecords()
+        self.metrics = metrics or Metrics()
+        self._room = EngineRoom(engine)
+        self._outlet = outlet
+        self._on_done = on_done
+        self._clock = clock
+        self._n_steps = 0
+        self._usual_sessions = 1.0
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing waits and no step is under way."""
+        return not self.planner.is_running and len(self.planner) == 0
+
+    def on_window(self, device: str, slot: int, window: Window, arrived_s: float) -> None:
+        """Take one window; a fault of ours in it harms no other session."""
+        self.table.backlog_s = self.planner.backlog_s
+        now_s = self._clock()
+        try:
+            self.perform(self.table.on_window(device, slot, window, now_s, arrived_s=arrived_s))
+        except Exception:
+            _logger.exception("window of device %s slot %d session %s failed", device, slot, window.uid)
+            message = refusal(window.uid, window.generation, window.round, _FAILED, self.table.price)
+            self.perform([Reply(device, slot, message)])
+
+    def pump(self) -> float | None:
+        """Start a step if it is time; when to call again at the latest, None until something comes."""
+        while True:
+            action = self.planner.next_action(self._clock())
+            if isinstance(action, Wait):
+                return action.until_s
+            if not isinstance(action, Step):
+                return None
+            cut = (self.table.cut(row.sid, row.n_tokens) for row in action.rows)
+            pieces = [piece for piece in cut if piece is not None]
+            if self._launch(pieces):
+                return None
+            self.planner.step_failed()
+
+    def finish(self, flight: Flight) -> None:
+        """Take a done step: judge its windows and send the verdicts."""
+        seen_s = self._clock()
+        n_tokens = sum(len(piece.tokens) for piece in flight.pieces)
+        n_prompt_tokens = sum(len(piece.tokens) for piece in flight.pieces if piece.pending is None)
+        error = flight.future.exception()
+        if error is not None:
+            self.planner.step_failed()
+            self._fail(flight.pieces, error)
+            return
+        result = flight.future.result()
+        self.planner.step_done(n_tokens, result.step_s, n_window_tokens=n_tokens - n_prompt_tokens)
+        self._usual_sessions += 0.1 * (len(flight.pieces) - self._usual_sessions)
+        self.table.price = price_ms(self.planner.cost.per_token_s, self._usual_sessions)
+        tally = _Tally()
+        for i, piece in enumerate(flight.pieces):
+            self._land(flight, piece, result, i, tally)
+        self._n_steps += 1
+        record = StepRecord(
+            number=self._n_steps,
+            started_s=flight.submitted_s,
+            step_s=result.step_s,
+            wall_s=seen_s - flight.submitted_s,
+            settle_s=self._clock() - seen_s,
+            n_sessions=len(flight.pieces),
+            n_windows=sum(piece.pending is not None for piece in flight.pieces),
+            n_tokens=n_tokens,
+            n_prompt_tokens=n_prompt_tokens,
+            n_drafted=tally.n_drafted,
+            n_accepted=tally.n_accepted,
+            queue_s=_queue_times(flight),
+        )
+        self.metrics.stepped(record)
+        self.records.add(record)
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        """Do what the table asks for."""
+        for effect in effects:
+            self._perform(effect)
+
+    def close(self) -> None:
+        """Free the engine's sessions."""
+        self._room.close_all()
+
+    # ---- steps
+
+    def _launch(self, pieces: list[Slice]) -> bool:
+        """Submit a step; when memory is short idle sessions go first, then the least urgent piece."""
+        while pieces:
+            try:
+                future = self._room.submit(pieces)
+            except CapacityError as error:
+                if not self._make_room():
+                    shed = pieces.pop()
+                    _logger.warning("session %d is turned away: %s", shed.sid, error)
+                    self.perform(self.table.on_failed(shed.sid, _NO_MEMORY))
+                continue
+            except Exception as error:  # noqa: BLE001 - an engine's fault ends its step, never the service
+                self._fail(pieces, error)
+                return False
+            flight = Flight(tuple(pieces), self._clock(), future)
+            future.add_done_callback(partial(self._notify, flight))
+            return True
+        return False
+
+    def _notify(self, flight: Flight, _: Future[StepResult]) -> None:
+        self._on_done(flight)
+
+    def _make_room(self) -> bool:
+        effects = self.table.drop_idle(self._clock())
+        self.perform(effects)
+        return bool(effects)
+
+    def _fail(self, pieces: Sequence[Slice], error: BaseException) -> None:
+        sids = ", ".join(str(piece.sid) for piece in pieces)
+        _logger.error("a step failed, sessions %s are dropped", sids, exc_info=error)
+        self.metrics.step_failed()
+        for piece in pieces:
+            self.perform(self.table.on_failed(piece.sid, _FAILED))
+
+    def _land(self, flight: Flight, piece: Slice, result: StepResult, row: int, tally: _Tally) -> None:
+        session = self.table.wanted_by(piece)
+        if session is None or piece.pending is None:
+            self.perform(self.table.on_landed(piece, self._clock()))
+            return
+        try:
+            judgement = judge_rows(piece.pending, result.logits[row], session.settings, session.ends)
+        except Exception:
+            _logger.exception("session %s of device %s cannot be judged", session.uid, session.device)
+            self.perform(self.table.on_failed(piece.sid, _FAILED))
+            return
+        tally.n_drafted += len(piece.pending.draft)
+        tally.n_accepted += judgement.n_accepted
+        timing = Timing(self.table.price, flight.submitted_s - piece.pending.arrived_s, result.step_s)
+        self._judged(piece, judgement, timing)
+
+    def _judged(self, piece: Slice, judgement: Judgement, timing: Timing) -> None:
+        now_s = self._clock()
+        effects = self.table.on_judged(piece, judgement, timing, now_s)
+        is_queued = any(isinstance(effect, Queue) for effect in effects)
+        if judgement.finished is None and not is_queued:
+            self.planner.arrivals.answered(piece.sid, now_s)
+        self.perform(effects)
+
+    # ---- effects
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Reply(device, slot, message):
+                if isinstance(message, Refusal):
+                    self.metrics.refused(message.reason, device)
+                self._outlet.reply(device, slot, message)
+            case Queue(sid):
+                work = self.table.work(sid)
+                if work is not None:
+                    self.planner.add(work)
+            case Cancel(sid):
+                self.planner.remove(sid)
+            case Close(sid):
+                self.planner.forget(sid)
+                self._room.close(sid)
+            case WriteCheckpoint(device, slot, checkpoint):
+                self._outlet.write_checkpoint(device, slot, checkpoint)
+            case ClearCheckpoint(device, slot):
+                self._outlet.clear_checkpoint(device, slot)
+            case Drop(reason):
+                self.metrics.dropped(reason)
+
+
+def _queue_times(flight: Flight) -> tuple[float, ...]:
+    return tuple(
+        flight.submitted_s - piece.pending.arrived_s for piece in flight.pieces if piece.pending is not None
+    )

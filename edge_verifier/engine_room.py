@@ -1,0 +1,53 @@
+"""Slices of sessions into rows of the engine: handles, rollback, and what to do when there is no room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from edge_verifier.engine import Engine, Row, StepResult
+from edge_verifier.session import Slice
+
+
+class EngineRoom:
+    """The engine's sessions by our session numbers. Used by one thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._handles: dict[int, int] = {}
+        self._lengths: dict[int, int] = {}
+
+    def submit(self, pieces: Sequence[Slice]) -> Future[StepResult]:
+        """Run one step; sessions are opened and rolled back as their slices need.
+
+        Raises:
+            CapacityError: no room; the same pieces, or fewer, may be submitted again.
+            ModelError: as `Engine.submit`.
+        """
+        rows = [self._row(piece) for piece in pieces]
+        future = self._engine.submit(rows)
+        for piece in pieces:
+            self._lengths[piece.sid] = piece.start + len(piece.tokens)
+        return future
+
+    def close(self, sid: int) -> None:
+        """Free a session's cache; a session that never ran has none."""
+        handle = self._handles.pop(sid, None)
+        if handle is not None:
+            del self._lengths[sid]
+            self._engine.close(handle)
+
+    def close_all(self) -> None:
+        """Free every session's cache."""
+        for sid in [*self._handles]:
+            self.close(sid)
+
+    def _row(self, piece: Slice) -> Row:
+        handle = self._handles.get(piece.sid)
+        if handle is None:
+            handle = self._handles[piece.sid] = self._engine.open()
+            self._lengths[piece.sid] = 0
+        if piece.start < self._lengths[piece.sid]:
+            self._engine.truncate(handle, piece.start)
+            self._lengths[piece.sid] = piece.start
+        return Row(handle, piece.start, piece.tokens, piece.n_logits)

@@ -1,0 +1,304 @@
+"""The verifier as it runs: the link's thread lets windows in, one thread judges them, the engine computes.
+
+Network thread: topic, size, rate, decoding; then one bounded queue per device. Service thread: session table,
+planner, sampler, publishing. It sleeps on a condition until something comes or is due.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_verifier.admission import Admission, Admitted, Refused
+from edge_verifier.advert import Advert, AdvertPace
+from edge_verifier.conductor import Conductor, Flight
+from edge_verifier.config import VerifierConfig
+from edge_verifier.engine import Engine
+from edge_verifier.mailbox import Mailbox
+from edge_verifier.metrics import Metrics, MetricsEndpoint
+from edge_verifier.planner import Planner
+from edge_verifier.publisher import Publisher
+from edge_verifier.step_log import StepLog
+from edge_verifier.step_record import StepRecords
+from edge_verifier.table import SessionTable
+from protocol import topics
+from protocol.codec import encode
+from protocol.errors import ModelError
+from protocol.identifiers import backend_identity, check_name, new_incarnation
+from protocol.link import (
+    Connected,
+    Disconnected,
+    Endpoint,
+    Link,
+    LinkEvent,
+    LinkOptions,
+    Published,
+    Received,
+    Subscription,
+    Traffic,
+    Will,
+)
+
+_logger = logging.getLogger(__name__)
+
+_MAX_QUEUE = 10_000
+_SPREAD_S = 1.0
+"""Checkpoints are written again within this time after a reconnect."""
+_TURN_SILENCE_S = 2.0
+"""While draining, a turn whose device has been silent for this long is not waited for."""
+_FIRST_FAILURE_CODE = 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class _Drain:
+    until_s: float
+
+
+_Event = Connected | Flight | Refused | _Drain
+
+
+class VerifierService:
+    """One verifier of one fleet on one engine, which stays the caller's to shut down.
+
+    Args:
+        endpoint: the broker's listener for backends, with the files of the identity `verifier.{name}`.
+        name: the verifier's name in topics.
+
+    Raises:
+        ConfigError: a name is not legal.
+        LinkError: the identity's files cannot be used.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        endpoint: Endpoint,
+        fleet: str,
+        name: str,
+        config: VerifierConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        check_name("fleet", fleet)
+        config = config or VerifierConfig()
+        self.config = config
+        self.metrics = Metrics()
+        self._engine = engine
+        self._clock = clock
+        self._name = name
+        self._mailbox: Mailbox[_Event, Admitted] = Mailbox(clock=clock)
+        self._admission = Admission(fleet, name, config.admission_limits())
+        self._advert = Advert(engine.info, new_incarnation(), AdvertPace(config.advert_s))
+        self._link = self._new_link(endpoint, fleet, name)
+        self._publisher = Publisher(self._link, fleet, name)
+        self._conductor = Conductor(
+            engine,
+            SessionTable(engine.info, config.table_rules()),
+            Planner(config.policy_object(), config.planner_limits()),
+            self._publisher,
+            self._step_done,
+            metrics=self.metrics,
+            clock=clock,
+        )
+        self._step_log = StepLog(
+            logging.INFO if config.step_log_level == "info" else logging.DEBUG, config.summary_s
+        )
+        self._conductor.records.listen(self._step_log)
+        self._again: deque[tuple[float, int]] = deque()
+        self._n_connects = 0
+        self._drain_until_s: float | None = None
+        self._metrics_endpoint: MetricsEndpoint | None = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"verifier-{name}", daemon=True)
+
+    # ---- for the owner's threads
+
+    @property
+    def records(self) -> StepRecords:
+        """The steps so far, for benchmarks."""
+        return self._conductor.records
+
+    @property
+    def traffic(self) -> Traffic:
+        """MQTT bytes so far."""
+        return self._link.traffic
+
+    @property
+    def n_sessions(self) -> int:
+        """Sessions held now."""
+        return len(self._conductor.table)
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Where metrics are served; None when they are not."""
+        return None if self._metrics_endpoint is None else self._metrics_endpoint.port
+
+    def start(self) -> None:
+        """Begin to serve; the link connects in the background.
+
+        Raises:
+            ConfigError: the metrics port cannot be opened.
+        """
+        if self.config.metrics_port is not None:
+            self._metrics_endpoint = self.metrics.serve(self.config.metrics_port, self.config.metrics_address)
+        self._thread.start()
+        self._link.start()
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return once windows can come.
+
+        Raises:
+            LinkError: not within `timeout_s`, with the reason.
+        """
+        self._link.wait_connected(timeout_s)
+        self._link.wait_subscribed(timeout_s)
+
+    def stop(self, drain_s: float | None = None) -> None:
+        """Refuse new sessions, give the turns under way at most `drain_s`, say farewell, disconnect."""
+        drain_s = self.config.drain_s if drain_s is None else drain_s
+        if self._thread.ident is not None:
+            self._mailbox.put_event(_Drain(self._clock() + drain_s))
+            self._thread.join()
+        self._link.stop(farewell=(self._publisher.status_topic, encode(self._advert.farewell)))
+        self._conductor.close()
+        if self._metrics_endpoint is not None:
+            self._metrics_endpoint.stop()
+            self._metrics_endpoint = None
+        self._step_log.summarise()
+
+    def run_until(self, stop_event: threading.Event) -> None:
+        """Serve until the event is set, then stop gracefully.
+
+        Raises:
+            ModelError: the service thread ended by itself.
+        """
+        self.start()
+        try:
+            while not stop_event.wait(0.5):
+                if not self._thread.is_alive():
+                    raise ModelError("the verifier ended after an internal fault") from self._failure
+        finally:
+            self.stop()
+
+    # ---- network thread and engine's thread: only enqueue
+
+    def _new_link(self, endpoint: Endpoint, fleet: str, name: str) -> Link:
+        will = Will(topics.VERIFIER_STATUS.topic(fleet, v=name), encode(self._advert.farewell))
+        options = LinkOptions(
+            identity=backend_identity("verifier", name),
+            keepalive_s=self.config.keepalive_s,
+            session_expiry_s=0,
+            is_clean_start=True,
+            will=will,
+            max_queue=_MAX_QUEUE,
+        )
+        link = Link(endpoint, options, self._on_link_event, self._clock)
+        link.subscribe([Subscription(topics.WINDOW.filter(fleet, v=name), 1, retain_handling=2)])
+        return link
+
+    def _on_link_event(self, event: LinkEvent) -> None:
+        match event:
+            case Received(topic, payload, is_retained, at_s):
+                self._on_received(topic, payload, at_s, is_retained=is_retained)
+            case Published(_, reason_code) if reason_code >= _FIRST_FAILURE_CODE:
+                _logger.warning("the broker refused a message: 0x%02x", reason_code)
+            case Connected():
+                self._mailbox.put_event(event)
+            case Disconnected(reason):
+                _logger.warning("the link is down: %s", reason)
+
+    def _on_received(self, topic: str, payload: bytes, at_s: float, *, is_retained: bool) -> None:
+        taken = self._admission.admit(topic, payload, at_s, is_retained=is_retained)
+        if isinstance(taken, Admitted):
+            if not self._mailbox.put_window(taken.device, taken):
+                self.metrics.refused("queue_full", taken.device)
+            return
+        self.metrics.refused(taken.reason, taken.device)
+        if taken.reply is not None:
+            self._mailbox.put_event(taken)
+
+    def _step_done(self, flight: Flight) -> None:
+        self._mailbox.put_event(flight)
+
+    # ---- service thread
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            self._failure = error
+            _logger.exception("verifier %s ends after an internal fault", self._name)
+            self._link.stop(farewell=(self._publisher.status_topic, encode(self._advert.farewell)))
+
+    def _serve(self) -> None:
+        until_s = self._tend()
+        while not self._is_drained():
+            events, windows = self._mailbox.take(until_s)
+            for event in events:
+                self._on_event(event)
+            for taken in windows:
+                self._conductor.on_window(taken.device, taken.slot, taken.window, taken.arrived_s)
+            until_s = self._earliest(self._conductor.pump(), self._tend())
+
+    def _on_event(self, event: _Event) -> None:
+        match event:
+            case Flight():
+                self._conductor.finish(event)
+            case Refused(device, slot, _, reply):
+                if reply is not None:
+                    self._publisher.reply(device, slot, reply)
+            case Connected():
+                self._n_connects += 1
+                _logger.info("verifier %s is connected", self._name)
+                if self._n_connects > 1:
+                    self._write_checkpoints_again()
+            case _Drain(until_s):
+                self._conductor.table.is_draining = True
+                self._drain_until_s = until_s
+
+    def _write_checkpoints_again(self) -> None:
+        sids = [session.sid for session in self._conductor.table]
+        now_s = self._clock()
+        self._again = deque(sorted((now_s + _SPREAD_S * random.random(), sid) for sid in sids))
+
+    def _tend(self) -> float | None:
+        """Advert, checkpoints to be written again, gauges; when there is more to tend."""
+        now_s = self._clock()
+        table = self._conductor.table
+        while self._again and self._again[0][0] <= now_s:
+            self._conductor.perform(table.checkpoint_again(self._again.popleft()[1]))
+        status = self._advert.due(
+            now_s,
+            price=table.price,
+            n_free_sessions=0 if table.is_draining else table.capacity - len(table),
+            is_draining=table.is_draining,
+        )
+        if status is not None:
+            self._publisher.advertise(status)
+        self.metrics.load(len(table), table.price)
+        again_s = self._again[0][0] if self._again else None
+        drain_s = None if self._drain_until_s is None else min(self._drain_until_s, now_s + 0.1)
+        return self._earliest(self._advert.next_s, self._earliest(again_s, drain_s))
+
+    def _is_drained(self) -> bool:
+        if self._drain_until_s is None:
+            return False
+        now_s = self._clock()
+        if now_s >= self._drain_until_s:
+            return True
+        has_turns = any(
+            session.finished is None and now_s - session.active_s < _TURN_SILENCE_S
+            for session in self._conductor.table
+        )
+        return self._conductor.is_quiet and not has_turns
+
+    @staticmethod
+    def _earliest(left_s: float | None, right_s: float | None) -> float | None:
+        if left_s is None or right_s is None:
+            return right_s if left_s is None else left_s
+        return min(left_s, right_s)
