@@ -57,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class ControllerOptions:
-    """Bounds of the controller; `n_draft` fixes the window length, drafting ahead and `max_in_flight` with it."""
+    """Bounds of the controller; `n_draft` fixes the window length and all else."""
 
     max_draft: int = 8
     max_in_flight: int = 2

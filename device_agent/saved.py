@@ -66,5 +66,5 @@ class Saved:
             settings=entry.settings or self.settings,
             answer_start=self.answer_start if entry.answer_start is None else entry.answer_start,
             limit=self.limit if entry.limit is None else entry.limit,
-            finished=None if is_new_turn else entry.finished or self.finished,
+            finished=entry.finished if is_new_turn else entry.finished or self.finished,
         )

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from device_agent.actions import (
     Action,
     Binding,
-    Closed,
     Committed,
     Journal,
     Judged,
@@ -84,7 +83,7 @@ class DeviceSession(SessionTurns):
         Raises:
             SessionError: there has been no turn.
         """
-        if not self.answer_start or self._is_closing:
+        if not self.answer_start or self._is_closing or self.is_closed:
             raise SessionError("there is no answer to try again", hint="send a message")
         self._stop(None)
         self._text.cut(self.answer_start)
@@ -100,10 +99,9 @@ class DeviceSession(SessionTurns):
     def close(self, now_s: float) -> list[Action]:
         """End the session; `Closed` follows when the verifier has been told, or need not be."""
         self._stop(None)
-        self._is_closing = True
-        if self.generation == 0 or self.is_seeking:
-            self._actions.append(Closed())
-            self._is_closing = False
+        self._is_closing = not self.is_closed
+        if self._is_closing and (self.generation == 0 or self.is_seeking):
+            self._finish_close()
         return self._advance(now_s)
 
     # What the drafter does.
@@ -145,8 +143,7 @@ class DeviceSession(SessionTurns):
             if sent is not None:
                 self._on_puback(sent, reason_code, now_s)
             elif self._is_closing and self._is_close_sent and generation == self.generation:
-                self._is_closing = False
-                self._actions.append(Closed())
+                self._finish_close()
         return self._advance(now_s)
 
     def verdict(self, verdict: Verdict, now_s: float) -> list[Action]:

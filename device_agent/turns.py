@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from device_agent.actions import (
     Action,
     Binding,
+    Closed,
     Failed,
     FindVerifier,
     Finished,
@@ -70,6 +71,7 @@ class SessionTurns:
         self.is_active = False
         self.is_seeking = False
         self._is_interrupted = saved.finished is None and 0 < saved.answer_start <= len(saved.tokens)
+        self.is_closed = False
         self._is_closing = False
         self._is_close_sent = False
         self._is_link_up = True
@@ -121,7 +123,7 @@ class SessionTurns:
         length = self._text.committed + len(context)
         if self.is_active:
             raise SessionError("an answer is still under way", hint="stop it first: Ctrl-C")
-        if self._is_closing:
+        if self._is_closing or self.is_closed:
             raise SessionError("this conversation is closed", hint="start a new one: /reset")
         if not context:
             raise SessionError("the message is empty", hint="type some text")
@@ -181,7 +183,7 @@ class SessionTurns:
             self._actions.append(Journal(Entry(self.generation, self._text.committed), is_durable=True))
 
     def _end_turn(self, finished: TurnEnd, start: int) -> None:
-        """The turn is over; one entry holds its last tokens, from `start`, and its end: both survive or none."""
+        """The turn is over; one entry holds its tokens from `start` on and its end: both or none survive."""
         self._text.cut(self._text.committed)
         self._outbox.flight.clear()
         self._outbox.resend = None
@@ -190,6 +192,11 @@ class SessionTurns:
         self._actions.append(Journal(entry, is_durable=True))
         if finished != "failed":
             self._actions.append(Finished(finished))
+
+    def _finish_close(self) -> None:
+        self._is_closing = False
+        self.is_closed = True
+        self._actions.append(Closed())
 
     def _fail(self, error: SessionError) -> None:
         """The turn cannot go on; what was committed stays."""

@@ -11,7 +11,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,7 +159,7 @@ class Verifier:
                 self.world.to_device(encode(effect.message))
             elif isinstance(effect, Queue):
                 table = self.table
-                self.world.after(self.step_s, lambda sid=effect.sid: self._step(table, sid))
+                self.world.after(self.step_s, partial(self._step, table, effect.sid))
 
     def _step(self, table: SessionTable, sid: int) -> None:
         if table is not self.table or not self.is_alive or (work := table.work(sid)) is None:
@@ -293,7 +293,7 @@ class World:
 
     # ---- the device's shell
 
-    def do(self, actions: Sequence[Action]) -> None:
+    def do(self, actions: Sequence[Action]) -> None:  # noqa: C901 - one case for each action
         """Carry actions out, checking what must hold for every sequence of them."""
         for action in actions:
             match action:
@@ -316,7 +316,7 @@ class World:
                 case Failed(error):
                     self.told.errors.append(str(error))
                 case FindVerifier(target, avoid):
-                    self.after(0.01, lambda target=target, avoid=avoid: self.find(target, avoid))
+                    self.after(0.01, partial(self.find, target, avoid))
                 case Closed():
                     self.told.is_closed = True
 

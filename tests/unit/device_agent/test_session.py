@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from device_agent.turns import SessionOptions
 from protocol.messages import SamplerSettings
 from tests.session_simulation import (
     Drafting,
@@ -22,6 +23,7 @@ from tests.session_simulation import (
 GREEDY = SamplerSettings()
 SAMPLED = SamplerSettings(temperature=0.9, top_k=12, top_p=0.95, seed=42)
 PROMPT = (5, 9, 3, 7)
+DISTURBANCES = ("device", "verifier", "kill", "cut", "stop", "retry")
 DRAFTERS: list[Drafting] = [perfect, noisy, random_drafter, silent]
 
 
@@ -65,7 +67,7 @@ def test_loss_duplicates_delays_and_restarts_change_nothing(data: st.DataObject)
         world.ask(draw(st.lists(st.integers(1, 23), min_size=1, max_size=6)), draw(st.integers(1, 25)))
         for _ in range(draw(st.integers(0, 4))):
             world.run_for(draw(st.floats(0.0, 1.5)))
-            _disturb(world, draw(st.sampled_from(["device", "verifier", "cut", "stop", "retry", "kill"])), draw)
+            _disturb(world, draw(st.sampled_from(DISTURBANCES)), draw)
         for verifier in world.verifiers.values():
             if not verifier.is_alive:
                 verifier.start_again()
@@ -158,8 +160,6 @@ def test_a_slow_drafter_does_not_hold_the_text_up() -> None:
 
 
 def test_drafting_stops_at_the_drafter_s_context() -> None:
-    from device_agent.turns import SessionOptions  # noqa: PLC0415 - used here only
-
     world = World(options=SessionOptions(draft_context=12), drafting=perfect)
     world.ask(PROMPT, max_tokens=40)
     world.run()

@@ -1,0 +1,279 @@
+"""The device's own copy of its sessions: one append-only file each, which survives power loss at any byte.
+
+A file is a header line and one line for each step of the text (`device_agent.saved.Entry`). Every line
+carries a checksum; reading stops at the first that is torn or wrong, and what stands before it is a state that the
+session was in. A line is on disk for certain only after a durable append, which the session asks for when the
+generation is raised and when a turn ends.
+
+Generations are reserved ahead: a durable line holds the highest generation that may be used before the next
+sync, so that raising it within a turn costs no write to a worn SD card.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from device_agent.saved import Entry, Saved
+from protocol.errors import ConfigError
+from protocol.identifiers import is_uid
+from protocol.messages import PackedTokens, SamplerSettings
+
+_logger = logging.getLogger(__name__)
+
+SUFFIX = ".journal"
+RESERVED_GENERATIONS = 32
+COMPACT_BYTES = 1 << 18
+"""A file larger than this is rewritten as one state when its session is loaded."""
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    uid: str
+    slot: int
+    verifier: str
+    target: str
+    settings: SamplerSettings
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    generation: int
+    start: int
+    tokens: PackedTokens = ()
+    verifier: str | None = None
+    settings: SamplerSettings | None = None
+    answer_start: int | None = None
+    limit: int | None = None
+    finished: str | None = None
+
+
+class SessionJournal:
+    """The open journal of one session; appended to by one thread."""
+
+    def __init__(self, path: Path, file: BinaryIO, reserved: int) -> None:
+        self._path = path
+        self._file = file
+        self._reserved = reserved
+
+    def append(self, entry: Entry, *, is_durable: bool) -> None:
+        """Add one step; when durable, it and all before it are on disk on return.
+
+        Raises:
+            ConfigError: the disk is full or the directory is not writable.
+        """
+        if is_durable and entry.is_bare and entry.generation <= self._reserved:
+            is_durable = False
+        generation = entry.generation
+        if is_durable:
+            generation = self._reserved = entry.generation + RESERVED_GENERATIONS
+        try:
+            self._file.write(_framed(_entry_fields(entry, generation)))
+            self._file.flush()
+            if is_durable:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def close(self) -> None:
+        """Close the file; it stays on disk."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """The session is over: nothing of it stays."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+class JournalDirectory:
+    """The journals of a device, one file for each session."""
+
+    def __init__(self, directory: Path) -> None:
+        """Use `directory`, which is made when it is not there.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        self._directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise _unwritable(directory, error) from error
+
+    def create(self, saved: Saved) -> SessionJournal:
+        """The journal of a session, beginning with the state `saved`; replaces an older one atomically.
+
+        Raises:
+            ConfigError: the directory is not writable.
+        """
+        path = self._path(saved.uid)
+        temporary = path.with_suffix(".tmp")
+        reserved = saved.generation + RESERVED_GENERATIONS
+        try:
+            with _open_private(temporary) as file:
+                file.write(_framed(_header_fields(saved)) + _framed(_entry_fields(_whole(saved), reserved)))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_directory(self._directory)
+            return SessionJournal(path, path.open("ab"), reserved)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def load(self) -> list[Saved]:
+        """What each readable journal says, the one written last first; unreadable ones are left alone."""
+        files = sorted(
+            self._directory.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True
+        )
+        return [saved for path in files if (saved := _read(path)) is not None]
+
+    def open(self, saved: Saved) -> SessionJournal:
+        """Continue the journal of a loaded session; a torn tail is cut off first.
+
+        Raises:
+            ConfigError: the directory is not writable.
+        """
+        path = self._path(saved.uid)
+        try:
+            content = path.read_bytes()
+            n_good = sum(len(line) + 1 for line, _ in _lines(content))
+            if n_good > COMPACT_BYTES:
+                return self.create(saved)
+            file = path.open("r+b")
+            file.truncate(n_good)
+            file.seek(n_good)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return SessionJournal(path, file, saved.generation)
+
+    def remove(self, uid: str) -> None:
+        """Forget a session that is not open."""
+        self._path(uid).unlink(missing_ok=True)
+
+    def _path(self, uid: str) -> Path:
+        if not is_uid(uid):
+            raise ConfigError(f"{uid!r:.40} is not a session uid")
+        return self._directory / f"{uid}{SUFFIX}"
+
+
+def parse(content: bytes) -> Saved | None:
+    """The state that a journal's bytes add up to; None when not even a whole first state is in them."""
+    saved: Saved | None = None
+    header: _Header | None = None
+    for _, fields in _lines(content):
+        try:
+            if header is None:
+                header = _Header.model_validate(fields)
+                continue
+            entry = Entry(**dict(_Line.model_validate(fields)))
+        except ValidationError:
+            break
+        saved = (saved or _empty(header)).after(entry)
+    return saved
+
+
+def _read(path: Path) -> Saved | None:
+    try:
+        saved = parse(path.read_bytes())
+    except OSError as error:
+        _logger.warning("journal %s cannot be read: %s", path.name, error)
+        return None
+    if saved is None or path.stem != saved.uid:
+        _logger.warning("journal %s holds no session", path.name)
+        return None
+    return saved
+
+
+def _lines(content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Whole, unharmed lines from the beginning on, and what they say."""
+    *lines, _torn = content.split(b"\n")
+    for line in lines:
+        checksum, _, body = line.partition(b" ")
+        if checksum != b"%08x" % zlib.crc32(body):
+            return
+        yield line, orjson.loads(body)
+
+
+def _framed(fields: dict[str, Any]) -> bytes:
+    body = orjson.dumps(fields)
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _header_fields(saved: Saved) -> dict[str, Any]:
+    header = _Header(
+        uid=saved.uid,
+        slot=saved.slot,
+        verifier=saved.verifier,
+        target=saved.target,
+        settings=saved.settings,
+    )
+    return header.model_dump()
+
+
+def _entry_fields(entry: Entry, generation: int) -> dict[str, Any]:
+    line = _Line(
+        generation=generation,
+        start=entry.start,
+        tokens=entry.tokens,
+        verifier=entry.verifier,
+        settings=entry.settings,
+        answer_start=entry.answer_start,
+        limit=entry.limit,
+        finished=entry.finished,
+    )
+    return line.model_dump(exclude_defaults=True)
+
+
+def _whole(saved: Saved) -> Entry:
+    """All of a state as one step from nothing."""
+    return Entry(
+        saved.generation,
+        0,
+        saved.tokens,
+        answer_start=saved.answer_start,
+        limit=saved.limit,
+        finished=saved.finished,
+    )
+
+
+def _empty(header: _Header) -> Saved:
+    return Saved(
+        uid=header.uid,
+        slot=header.slot,
+        verifier=header.verifier,
+        target=header.target,
+        settings=header.settings,
+        generation=0,
+        tokens=(),
+        answer_start=0,
+        limit=0,
+        finished=None,
+    )
+
+
+def _open_private(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"the journal {path} cannot be written: {error.strerror or error}",
+        hint="make room on the disk, or make the directory writable for this user",
+    )

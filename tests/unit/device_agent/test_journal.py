@@ -1,0 +1,160 @@
+"""The journal: whatever byte the power went at, what is read is a state that the session was in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_agent import journal as journal_module
+from device_agent.journal import RESERVED_GENERATIONS, JournalDirectory, parse
+from device_agent.saved import Entry, Saved
+from protocol.errors import ConfigError
+from protocol.messages import SamplerSettings
+
+FRESH = Saved(
+    "00000000000000cc", 3, "v1", "00000000000000aa", SamplerSettings(seed=(1 << 64) - 1), 0, (), 0, 0, None
+)
+STEPS = (
+    (Entry(1, 0, (1, 2, 3), verifier="v1", settings=FRESH.settings, answer_start=3, limit=50), True),
+    (Entry(1, 3, (7, 8)), False),
+    (Entry(2, 5), True),
+    (Entry(2, 5, (9,)), False),
+    (Entry(2, 6, (70_000, 0), finished="stop"), True),
+    (Entry(3, 8, (4,), settings=SamplerSettings(attempt=1), answer_start=9, limit=60), True),
+    (Entry(3, 9, (5, 5, 5)), False),
+    (Entry(4, 10, finished="stopped"), True),
+)
+
+
+def states() -> list[Saved]:
+    """The session after each step."""
+    result = [FRESH]
+    for entry, _ in STEPS:
+        result.append(result[-1].after(entry))
+    return result
+
+
+def written(directory: Path) -> Path:
+    """A journal file with all steps."""
+    journal = JournalDirectory(directory).create(FRESH)
+    for entry, is_durable in STEPS:
+        journal.append(entry, is_durable=is_durable)
+    journal.close()
+    return directory / f"{FRESH.uid}.journal"
+
+
+def without_generation(saved: Saved) -> Saved:
+    """Generations are reserved ahead, so a journal may give a higher one."""
+    return Saved(**{**{name: getattr(saved, name) for name in Saved.__slots__}, "generation": 0})
+
+
+def test_what_was_appended_is_loaded(tmp_path: Path) -> None:
+    written(tmp_path)
+    (loaded,) = JournalDirectory(tmp_path).load()
+    assert without_generation(loaded) == without_generation(states()[-1])
+    assert loaded.generation >= states()[-1].generation
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return written(tmp_path_factory.mktemp("journal")).read_bytes()
+
+
+@given(data=st.data())
+def test_cut_at_any_byte_it_gives_an_earlier_state(content: bytes, data: st.DataObject) -> None:
+    loaded = parse(content[: data.draw(st.integers(0, len(content)))])
+    if loaded is not None:
+        assert without_generation(loaded) in [without_generation(state) for state in states()]
+
+
+@given(data=st.data())
+def test_a_flipped_byte_gives_an_earlier_state(content: bytes, data: st.DataObject) -> None:
+    damaged = bytearray(content)
+    damaged[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    loaded = parse(bytes(damaged))
+    if loaded is not None:
+        assert without_generation(loaded) in [without_generation(state) for state in states()]
+
+
+def test_the_generation_read_is_never_below_one_in_use_when_the_power_went(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what was synced survives: still no generation in use is forgotten."""
+    synced = [0]
+    path = tmp_path / f"{FRESH.uid}.journal"
+    monkeypatch.setattr(
+        journal_module.os, "fsync", lambda _: synced.append(path.stat().st_size if path.exists() else 0)
+    )
+    journal = JournalDirectory(tmp_path).create(FRESH)
+    synced.append(path.stat().st_size)
+    for generation in range(1, 3 * RESERVED_GENERATIONS):
+        journal.append(Entry(generation, 0), is_durable=True)
+        survivor = parse(path.read_bytes()[: synced[-1]])
+        assert survivor is not None
+        assert survivor.generation >= generation
+    journal.close()
+    assert 2 <= len(synced) <= 8, "raising the generation within a turn seldom costs a sync"
+    assert content
+
+
+def test_a_torn_tail_is_cut_before_more_is_appended(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    os.truncate(path, path.stat().st_size - 5)
+    directory = JournalDirectory(tmp_path)
+    (saved,) = directory.load()
+    journal = directory.open(saved)
+    journal.append(Entry(99, len(saved.tokens), (6, 6), finished="limit"), is_durable=True)
+    journal.close()
+    (again,) = directory.load()
+    assert again.tokens == (*saved.tokens, 6, 6)
+    assert again.finished == "limit"
+
+
+def test_a_long_journal_is_rewritten_as_one_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "COMPACT_BYTES", 100)
+    path = written(tmp_path)
+    before = path.stat().st_size
+    directory = JournalDirectory(tmp_path)
+    (saved,) = directory.load()
+    directory.open(saved).close()
+    assert path.stat().st_size < before
+    (again,) = directory.load()
+    assert without_generation(again) == without_generation(saved)
+
+
+def test_the_session_written_last_comes_first_and_damaged_files_are_left_alone(tmp_path: Path) -> None:
+    directory = JournalDirectory(tmp_path)
+    for uid, stamp in (("0000000000000001", 100), ("0000000000000002", 300), ("0000000000000003", 200)):
+        saved = Saved(**{**{name: getattr(FRESH, name) for name in Saved.__slots__}, "uid": uid})
+        directory.create(saved).close()
+        os.utime(tmp_path / f"{uid}.journal", (stamp, stamp))
+    (tmp_path / "0000000000000004.journal").write_bytes(b"\x00\xff garbage")
+    assert [saved.uid[-1] for saved in directory.load()] == ["2", "3", "1"]
+    assert (tmp_path / "0000000000000004.journal").exists()
+
+
+def test_removing_leaves_nothing(tmp_path: Path) -> None:
+    directory = JournalDirectory(tmp_path)
+    directory.create(FRESH).remove()
+    directory.remove(FRESH.uid)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_owner_can_read_a_conversation(tmp_path: Path) -> None:
+    assert written(tmp_path).stat().st_mode & 0o077 == 0
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written") as caught:
+        JournalDirectory(tmp_path / "file" / "journal")
+    assert caught.value.hint
+
+
+def test_a_uid_that_is_a_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="uid"):
+        JournalDirectory(tmp_path).remove("../../etc/passwd")

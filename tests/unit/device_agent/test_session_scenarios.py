@@ -1,0 +1,496 @@
+"""The scenarios that break a naive protocol, by their numbers, as far as the device answers them."""
+
+from __future__ import annotations
+
+import pytest
+
+from device_agent.actions import Binding, Failed, Publish
+from device_agent.controller import Controller
+from device_agent.flight import MAX_TIMEOUT_S, MIN_TIMEOUT_S
+from device_agent.saved import Saved
+from device_agent.session import DeviceSession
+from device_agent.turns import SessionOptions
+from protocol.codec import encode
+from protocol.errors import SessionError
+from protocol.messages import MAX_CONTEXT_TOKENS, Refusal, RefusalReason, SamplerSettings, Verdict
+from tests.session_simulation import CONTEXT, TARGET, Network, Verifier, World, perfect, random_drafter
+
+PROMPT = (5, 9, 3, 7)
+SAMPLED = SamplerSettings(temperature=0.9, seed=3)
+
+
+def asked(world: World, *, n_published: int = 4, max_tokens: int = 60) -> World:
+    """The world in the middle of a turn."""
+    world.ask(PROMPT, max_tokens=max_tokens)
+    world.run(lambda: len(world.published) >= n_published)
+    return world
+
+
+def finish(world: World) -> None:
+    """The turn ends with the target's own answer."""
+    world.run()
+    assert world.answer() == world.expected()
+    assert not world.told.errors
+
+
+def verdict_for(world: World, **changes: object) -> bytes:
+    """A verdict for the last window, well-formed but for `changes`."""
+    window = world.published[-1]
+    fields: dict[str, object] = {
+        "uid": window.uid,
+        "generation": window.generation,
+        "round": window.round,
+        "start": window.ack,
+        "tokens": (1, 2, 3),
+        "n_accepted": 0,
+    }
+    return encode(Verdict.model_validate({**fields, **changes}))
+
+
+def test_p1_a_rejection_with_a_window_behind_raises_the_generation_on_disk_first() -> None:
+    world = asked(World(drafting=perfect, max_in_flight=2, network=Network(delay_s=0.1)))
+    world._drafting = random_drafter
+    world.run(lambda: world.published[-1].generation > 1)
+    bare = [entry for entry, is_durable in world.entries if is_durable and entry.is_bare]
+    assert [entry.generation for entry in bare] == [2]
+    first = next(window for window in world.published if window.generation == 2)
+    assert first.round == 0
+    assert first.ack == first.base
+    finish(world)
+
+
+def test_p1_a_rejection_with_nothing_behind_keeps_the_generation() -> None:
+    world = World(drafting=random_drafter, max_in_flight=1)
+    world.ask(PROMPT, max_tokens=30)
+    finish(world)
+    assert {window.generation for window in world.published} == {1}
+
+
+def test_p2_a_lost_verdict_is_answered_again_from_memory() -> None:
+    world = asked(World(max_in_flight=1))
+    verifier = world.verifiers["v1"]
+    world.is_losing_verdicts = True
+    n_steps, n_windows = verifier.n_steps, len(world.published)
+    world.run(lambda: len(world.published) > n_windows)
+    resent = world.published[-1]
+    assert resent == world.published[-2], "the same bytes, so that memory answers"
+    world.is_losing_verdicts = False
+    world.run(lambda: world.published[-1] != resent or not world.session.is_active)
+    assert verifier.n_steps <= n_steps + 2
+    finish(world)
+
+
+def test_p2_the_second_verdict_carries_what_the_first_lost_one_did() -> None:
+    """Both windows are under way, the first verdict is lost: the second covers everything from `ack` on."""
+    world = asked(World(drafting=perfect, max_in_flight=2, network=Network(delay_s=0.1)))
+    committed = len(world.session.tokens)
+    world.is_losing_verdicts = True
+    n = world.verifiers["v1"].n_steps
+    world.run(lambda: world.verifiers["v1"].n_steps > n + 1)
+    world.is_losing_verdicts = False
+    finish(world)
+    assert len(world.session.tokens) > committed
+
+
+def test_p2_a_verdict_that_begins_above_the_text_is_ignored() -> None:
+    world = asked(World())
+    before = world.session.tokens
+    world.deliver(verdict_for(world, start=len(before) + 1))
+    assert world.session.tokens == before
+    finish(world)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"uid": "0123456789abcdef"}, {"generation": 0}, {"generation": 9}, {"round": 99}],
+    ids=["other-uid", "older-generation", "generation-never-sent", "round-never-sent"],
+)
+def test_p9_verdicts_for_anything_else_are_dropped(changes: dict[str, object]) -> None:
+    world = asked(World())
+    before = world.session.tokens
+    world.deliver(verdict_for(world, **changes))
+    assert world.session.tokens == before
+    finish(world)
+
+
+def test_a_duplicate_verdict_commits_nothing_twice() -> None:
+    world = World(network=Network(duplicates=1.0))
+    world.ask(PROMPT, max_tokens=40)
+    finish(world)
+    assert world.told.committed == world.answer()
+
+
+def test_p3_a_verifier_back_from_the_dead_harms_nothing() -> None:
+    """It answers old windows after the session has moved on: every verdict is of an older generation."""
+    world = asked(World(n_verifiers=2, max_in_flight=1))
+    old = world.verifiers["v1"]
+    old.is_mute = True
+    world.run(lambda: world.session.binding.name == "v2")
+    stale = [window for window in world.published if window.generation == 1]
+    old.is_mute = False
+    for window in stale:
+        old.receive(encode(window))
+    finish(world)
+    assert all(window.generation > 1 for window in world.verifiers["v2"].windows)
+
+
+def test_p5_a_verifier_with_another_target_is_never_used() -> None:
+    world = asked(World(n_verifiers=2))
+    world.verifiers["v2"].target = "00000000000000ff"
+    world.verifiers["v1"].kill()
+    world.run_for(20.0)
+    assert world.session.is_active
+    assert not world.verifiers["v2"].windows
+    world.verifiers["v1"].start_again()
+    finish(world)
+
+
+def test_p5_a_binding_to_another_target_fails_with_a_sentence() -> None:
+    world = asked(World())
+    world.is_finding = False
+    world.verifiers["v1"].kill()
+    world.run(lambda: world.session.is_seeking)
+    actions = world.session.verifier_found(Binding("v9", "00000000000000ff", CONTEXT, 8), world.now_s)
+    errors = [action.error for action in actions if isinstance(action, Failed)]
+    assert "target" in str(errors[0])
+    assert errors[0].hint
+
+
+def test_p5_a_session_is_not_continued_on_another_target() -> None:
+    saved = Saved("00000000000000cc", 0, "v1", "00000000000000ff", SAMPLED, 1, PROMPT, 4, 40, None)
+    with pytest.raises(SessionError, match="bound"):
+        DeviceSession(saved, Binding("v1", TARGET, CONTEXT, 8), Controller(), SessionOptions())
+
+
+def test_p6_two_timeouts_with_pubacks_lead_to_another_verifier() -> None:
+    world = asked(World(n_verifiers=2, max_in_flight=1))
+    world.verifiers["v1"].is_mute = True
+    n_before, since_s = len(world.published), world.now_s
+    world.run(lambda: world.session.binding.name == "v2")
+    assert len(world.published) - n_before <= 3, "one more window, then resent once, then the new opening"
+    assert world.now_s - since_s < 2 * MAX_TIMEOUT_S
+    finish(world)
+    assert world.told.notices == ["verifier_lost", "verifier_back"]
+    assert world.verifiers["v2"].windows[0].opening is not None
+
+
+def test_p6_nobody_subscribed_hastens_it() -> None:
+    world = asked(World(n_verifiers=2))
+    world.verifiers["v1"].kill()
+    since_s = world.now_s
+    world.run(lambda: world.session.binding.name == "v2")
+    assert world.now_s - since_s < MIN_TIMEOUT_S
+    finish(world)
+
+
+def test_p6_the_will_hastens_it() -> None:
+    world = asked(World(n_verifiers=2))
+    world.verifiers["v1"].is_mute = True
+    world.do(world.session.verifier_gone("v1", world.now_s))
+    world.run(lambda: world.session.binding.name == "v2")
+    finish(world)
+
+
+def test_p6_no_puback_means_link_trouble_and_the_verifier_is_kept() -> None:
+    world = asked(World(n_verifiers=2))
+    world.set_link(is_up=False)
+    world.run_for(120.0)
+    assert world.session.binding.name == "v1"
+    assert world.told.notices == ["link_lost"]
+    world.set_link(is_up=True)
+    finish(world)
+    assert world.told.notices == ["link_lost", "link_back"]
+
+
+def test_p7_a_black_hole_ends_in_no_burst() -> None:
+    """30 s without any PUBACK, the link seemingly up: nothing is sent a second time."""
+    world = asked(World())
+    world.is_link_up = False  # the broker hears nothing, the device knows nothing
+    world.run_for(0.2)
+    n = len(world.published)
+    world.run_for(30.0)
+    assert len(world.published) <= n + 1
+    world.is_link_up = True
+    for payload in world._queued_down:
+        world.deliver(payload)
+    world._queued_down.clear()
+    finish(world)
+
+
+def test_p8_a_lost_opening_is_sent_again_and_is_idempotent() -> None:
+    world = World()
+    world.is_losing_windows = True
+    world.ask(PROMPT, max_tokens=20)
+    world.run_for(0.5)
+    world.is_losing_windows = False
+    finish(world)
+    openings = [window for window in world.published if window.opening]
+    assert len(openings) == 2
+    assert openings[0] == openings[1]
+
+
+def test_p8_an_unknown_session_is_rebuilt_at_a_raised_generation() -> None:
+    world = asked(World(max_in_flight=1))
+    world.verifiers["v1"].start_again()
+    world.run(lambda: world.published[-1].generation > 1)
+    rebuilt = world.published[-1]
+    assert rebuilt.opening is not None
+    assert rebuilt.context == world.session.tokens[: rebuilt.ack]
+    finish(world)
+
+
+def test_p9_a_restart_continues_the_same_text_at_a_raised_generation() -> None:
+    """Power loss in the middle, the journal's unsynced tail gone; a verdict of the old life comes late."""
+    world = asked(World(settings=SAMPLED), n_published=6)
+    late = verdict_for(world)
+    before = world.session.tokens
+    world.restart_device(n_lost=2)
+    assert len(world.session.tokens) < len(before)
+    world.deliver(late)
+    assert world.session.tokens == before[: len(world.session.tokens)]
+    finish(world)
+
+
+def test_p10_a_verdict_after_stop_does_not_reach_the_next_turn() -> None:
+    world = asked(World(settings=SAMPLED, network=Network(delay_s=0.1)))
+    world.do(world.session.stop(world.now_s))
+    stopped = world.session.tokens
+    world.ask((8, 2), max_tokens=20)
+    assert world.session.tokens == (*stopped, 8, 2)
+    finish(world)
+    turn = next(window for window in world.published if window.context == (8, 2))
+    assert turn.opening is None
+    assert turn.base == len(stopped)
+
+
+def test_p10_a_stop_before_the_first_verdict_leaves_a_session_that_works() -> None:
+    world = World()
+    world.ask(PROMPT)
+    world.do(world.session.stop(world.now_s))
+    world.ask((8, 2), max_tokens=20)
+    finish(world)
+    assert world.published[-1].generation > 1
+
+
+def test_p10_a_stopped_context_that_was_never_answered_goes_along_with_the_next() -> None:
+    world = World()
+    world.ask(PROMPT, max_tokens=20)
+    finish(world)
+    known = len(world.session.tokens)
+    world.ask((4, 4), max_tokens=20)
+    world.do(world.session.stop(world.now_s))
+    world.ask((8, 2), max_tokens=20)
+    finish(world)
+    assert [w.context for w in world.published if w.base == known and w.context] == [(4, 4), (4, 4, 8, 2)]
+
+
+def test_p11_the_text_is_cut_where_the_device_s_stop_string_ends() -> None:
+    world = asked(World(), n_published=5)
+    keep = len(world.session.tokens) - 1
+    world.do(world.session.stop(world.now_s, keep=keep))
+    assert len(world.session.tokens) == keep
+    world.ask((8, 2), max_tokens=20)
+    finish(world)
+
+
+def test_p11_nothing_is_drafted_after_a_stop_token() -> None:
+    world = World(drafting=lambda tokens, _: 0 if len(tokens) % 6 == 5 else 3, n_draft=8)
+    world.ask(PROMPT, max_tokens=60)
+    finish(world)
+    assert all(0 not in window.draft[:-1] for window in world.published)
+
+
+def test_p13_a_retry_differs_and_repeats_exactly() -> None:
+    world = World(settings=SAMPLED)
+    world.ask(PROMPT, max_tokens=30)
+    finish(world)
+    first = world.answer()
+    world.do(world.session.retry(world.now_s))
+    finish(world)
+    assert world.answer() != first
+    assert world.session.settings.attempt == 1
+
+
+def test_p14_a_full_context_ends_the_turn() -> None:
+    world = World(drafting=perfect)
+    world.ask([3] * (CONTEXT - 8), max_tokens=1000)
+    world.run()
+    assert world.told.finished[0] in ("context", "limit", "stop")
+    assert len(world.session.tokens) <= CONTEXT
+    assert world.answer() == world.expected()
+
+
+def test_p16_device_and_verifier_lost_together() -> None:
+    world = asked(World(settings=SAMPLED, n_verifiers=2))
+    world.verifiers["v1"].kill()
+    world.restart_device(n_lost=1, verifier="v2")
+    finish(world)
+
+
+def test_p25_a_turned_away_opening_waits_as_long_as_it_is_told() -> None:
+    world = World()
+    world.is_losing_windows = True
+    world.ask(PROMPT, max_tokens=10)
+    world.run_for(0.2)
+    world.is_losing_windows = False
+    deliver_refusal(world, "busy", retry_after_s=7.0)
+    since_s = world.now_s
+    world.run(lambda: len(world.published) == 2)
+    assert world.now_s - since_s == pytest.approx(7.0)
+    finish(world)
+    assert world.told.notices == ["verifier_busy"]
+
+
+def deliver_refusal(world: World, reason: RefusalReason, *, retry_after_s: float = 0.0, n: int = -1) -> None:
+    """The verifier refuses window `n`."""
+    window = world.published[n]
+    refusal = Refusal(
+        uid=window.uid,
+        generation=window.generation,
+        round=window.round,
+        reason=reason,
+        retry_after_s=retry_after_s,
+    )
+    world.deliver(encode(refusal))
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "target_mismatch",
+        "token_out_of_range",
+        "context_too_long",
+        "bad_message",
+        "wrong_version",
+        "too_large",
+    ],
+)
+def test_a_refusal_for_good_fails_the_turn_with_a_sentence(reason: RefusalReason) -> None:
+    world = asked(World())
+    committed = world.session.tokens
+    deliver_refusal(world, reason)
+    assert not world.session.is_active
+    assert len(world.told.errors) == 1
+    assert "v1" in world.told.errors[0]
+    assert world.session.tokens == committed
+
+
+def test_a_refusal_for_an_abandoned_window_is_ignored() -> None:
+    world = asked(World())
+    old = len(world.published) - 1
+    world.do(world.session.stop(world.now_s))
+    world.ask((8, 2), max_tokens=20)
+    deliver_refusal(world, "bad_message", n=old)
+    finish(world)
+
+
+def test_a_verifier_that_keeps_refusing_is_given_up() -> None:
+    world = asked(World())
+    for _ in range(10):
+        if world.session.is_active:
+            world.run(lambda: world.session._outbox.flight.oldest is not None)
+            deliver_refusal(world, "prefix_mismatch")
+    assert "prefix_mismatch" in world.told.errors[0]
+
+
+def test_draining_moves_the_session() -> None:
+    world = asked(World(n_verifiers=2))
+    deliver_refusal(world, "draining")
+    world.run(lambda: world.session.binding.name == "v2")
+    finish(world)
+
+
+def test_a_broker_that_forbids_writing_fails_the_turn() -> None:
+    world = World()
+    actions = world.session.start_turn(PROMPT, 10, 0.0)
+    window = next(action.window for action in actions if isinstance(action, Publish))
+    after = world.session.published(window.generation, window.round, 0x87, 0.1)
+    assert "broker" in str(next(action.error for action in after if isinstance(action, Failed)))
+
+
+def test_a_publish_that_could_not_be_queued_is_tried_again() -> None:
+    world = World()
+    actions = world.session.start_turn(PROMPT, 10, 0.0)
+    window = next(action.window for action in actions if isinstance(action, Publish))
+    assert not world.session.published(window.generation, window.round, 0x97, 0.1)
+    assert world.session.deadline_s == pytest.approx(1.1)
+    again = world.session.tick(1.1)
+    assert [action.window for action in again if isinstance(action, Publish)] == [window]
+
+
+@pytest.mark.parametrize(
+    ("context", "max_tokens", "match"),
+    [((), 10, "empty"), ([3] * CONTEXT, 10, "400 tokens"), (PROMPT, 0, "0 tokens")],
+)
+def test_a_turn_that_cannot_be_is_refused_and_changes_nothing(
+    context: tuple[int, ...], max_tokens: int, match: str
+) -> None:
+    world = World()
+    with pytest.raises(SessionError, match=match):
+        world.session.start_turn(context, max_tokens, 0.0)
+    world.ask(PROMPT, max_tokens=10)
+    finish(world)
+
+
+def test_a_text_is_never_longer_than_one_message_can_rebuild() -> None:
+    binding = Binding("v1", TARGET, 1_000_000, 8)
+    saved = Saved("00000000000000cc", 0, "v1", TARGET, SAMPLED, 0, (), 0, 0, "stop")
+    session = DeviceSession(saved, binding, Controller(), SessionOptions())
+    session.start_turn(PROMPT, 100_000, 0.0)
+    assert session.limit == MAX_CONTEXT_TOKENS
+
+
+def test_close_tells_the_verifier_and_frees_the_slot() -> None:
+    world = asked(World())
+    world.do(world.session.close(world.now_s))
+    world.run(lambda: world.told.is_closed)
+    world.run_for(1.0)
+    assert world.published[-1].is_close
+    assert len(world.verifiers["v1"].table) == 0
+    with pytest.raises(SessionError, match="closed"):
+        world.session.start_turn(PROMPT, 10, world.now_s)
+
+
+def test_close_of_a_session_never_used_needs_no_message() -> None:
+    world = World()
+    world.do(world.session.close(0.0))
+    assert world.told.is_closed
+    assert not world.published
+
+
+def test_a_lone_verifier_that_dies_is_waited_for_and_told_once() -> None:
+    world = asked(World())
+    world.verifiers["v1"].kill()
+    world.after(30.0, world.verifiers["v1"].start_again)
+    finish(world)
+    assert world.told.notices == ["verifier_lost", "verifier_back"]
+
+
+def test_a_verifier_that_stays_mute_is_probed_ever_more_slowly() -> None:
+    """Nobody else is there: openings go out at most once per backoff, not in a loop."""
+    world = asked(World())
+    world.verifiers["v1"].is_mute = True
+    n = len(world.published)
+    world.run_for(300.0)
+    assert len(world.published) - n < 50
+    world.verifiers["v1"].is_mute = False
+    finish(world)
+
+
+def test_a_verifier_whose_earlier_tokens_differ_is_given_the_device_s_text() -> None:
+    """The overlap of a verdict contradicts what is committed: the device's text stands."""
+    world = asked(World())
+    before = world.session.tokens
+    start = world.session.answer_start
+    other = tuple((token + 1) % 20 + 1 for token in before[start:])
+    world.deliver(verdict_for(world, start=start, tokens=(*other, 5)))
+    assert world.session.tokens == before
+    finish(world)
+
+
+def test_a_second_verifier_name_is_in_the_publish() -> None:
+    world = asked(World(n_verifiers=2))
+    assert isinstance(world.verifiers["v2"], Verifier)
+    world.verifiers["v1"].kill()
+    finish(world)
+    assert world.verifiers["v2"].windows
