@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from device_agent.drafters import gguf_drafter, load_drafter
+from device_agent.drafters import gguf_drafter, llamacpp, load_drafter
 from device_agent.drafters.gguf_drafter import GgufDrafter
 from protocol.errors import ModelError
 from protocol.fingerprint import file_sha256, vocabulary_fingerprint
@@ -234,3 +234,20 @@ def test_native_messages_stay_off_stderr(tiny_pair: TinyPair, capfd: pytest.Capt
     drafter.draft(GREEDY, 2)
     drafter.close()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("crashes", [True, False])
+def test_weights_are_not_repacked_where_that_crashes(
+    tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch, *, crashes: bool
+) -> None:
+    """x86 hosts with AMX cannot be had for every test run, so the parameter itself is pinned."""
+    given: list[bool] = []
+    load = llama_cpp.llama_model_load_from_file
+    monkeypatch.setattr(llamacpp, "_REPACKING_CRASHES", crashes)
+    monkeypatch.setattr(
+        llama_cpp,
+        "llama_model_load_from_file",
+        lambda path, parameters: given.append(parameters.use_extra_bufts) or load(path, parameters),
+    )
+    llamacpp.Model(tiny_pair.draft).close()
+    assert given == [not crashes]
