@@ -59,7 +59,9 @@ class BrokerAddress:
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{file} cannot be read: {error}", hint="delete it; sled up writes it again") from error
+            raise ConfigError(
+                f"{file} cannot be read: {error}", hint="delete it; sled up writes it again"
+            ) from error
 
     @staticmethod
     def _file(fleet_directory: Path) -> Path:

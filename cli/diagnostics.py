@@ -44,7 +44,9 @@ def say(text: str) -> None:
 
 def printable(text: str) -> str:
     """`text` without control characters: models and messages are not trusted with the terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
 
 
 def start_logging(verbosity: int, log_file: Path | None) -> None:

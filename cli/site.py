@@ -52,6 +52,7 @@ class Site:
             *(("--target", target) if target else ()),
             *(("--dtype", dtype) if dtype else ()),
             *(("--threads", str(threads)) if threads else ()),
+            *(("--log-steps",) if log_file else ()),
         ]
         fleet.add_backend("verifier", VERIFIER_NAME)
         self.broker = PrivateBroker(

@@ -67,7 +67,8 @@ class VerifierProcess:
             line = self._lines.get(timeout=timeout_s)
         except Empty:
             raise ModelError(
-                f"the verifier is not ready after {timeout_s:g} s", hint="a large target needs more: --timeout"
+                f"the verifier is not ready after {timeout_s:g} s",
+                hint="a large target needs more: --timeout",
             ) from None
         if not line:
             raise VerifierExitedError(self._process.wait())

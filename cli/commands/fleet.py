@@ -26,7 +26,9 @@ DeviceArgument = Annotated[str, typer.Argument(help="Device id.", metavar="DEVIC
 def init(
     directory: Annotated[
         Path | None,
-        typer.Argument(help="Where to put it.", show_default="~/.local/share/sled/fleet", envvar="SLED_FLEET"),
+        typer.Argument(
+            help="Where to put it.", show_default="~/.local/share/sled/fleet", envvar="SLED_FLEET"
+        ),
     ] = None,
     *,
     name: Annotated[str, typer.Option(help="Fleet name: a-z, 0-9 and '-'.")] = "home",
@@ -40,13 +42,19 @@ def init(
 
     fleet = FleetDirectory.create(directory or default_fleet(), fleet=name, hosts=host or ())
     BrokerAddress(host=host[0] if host else "localhost").store(fleet.path)
-    say(f"fleet {fleet.fleet} is in {fleet.path}; keep it private and back it up: it holds the keys of its CAs")
+    say(
+        f"fleet {fleet.fleet} is in {fleet.path}; keep it private and back it up: it holds the keys of its CAs"
+    )
     say("next: sled up, then sled provision device DEVICE --out DEVICE.sled")
 
 
 @app.command("ls")
 def list_devices(
-    *, fleet: FleetOption, broker: BrokerOption = None, json: JsonOption = False, timeout: TimeoutOption = 10.0
+    *,
+    fleet: FleetOption,
+    broker: BrokerOption = None,
+    json: JsonOption = False,
+    timeout: TimeoutOption = 10.0,
 ) -> None:
     """List devices: presence, sessions, acceptance, draft model."""
     with _operator(fleet, broker, timeout) as operator:
@@ -123,4 +131,6 @@ def _operator(fleet: Path, broker: str | None, timeout_s: float) -> Operator:
     identity = ".".join(OPERATOR)
     endpoint = BrokerAddress.of(fleet, broker).backend_endpoint(directory.endpoint_tls(identity))
     known = [record.id for record in directory.registry.devices()]
-    return Operator(endpoint, identity=identity, fleet=directory.fleet, known_devices=known, timeout_s=timeout_s)
+    return Operator(
+        endpoint, identity=identity, fleet=directory.fleet, known_devices=known, timeout_s=timeout_s
+    )

@@ -55,7 +55,9 @@ def device(
         replace=replace,
     )
     if json:
-        output.as_json({"device": device, "bundle": str(bundle), "broker": f"{host}:{port or address.device_port}"})
+        output.as_json(
+            {"device": device, "bundle": str(bundle), "broker": f"{host}:{port or address.device_port}"}
+        )
         return
     say(f"wrote {bundle}; it holds the private key of {device}")
     say(f"on the device: sled device install {bundle.name}")

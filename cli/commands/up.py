@@ -23,9 +23,12 @@ def up(
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
     listen: Annotated[
-        str | None, typer.Option(help="Address of the device listener. [default: all, if the fleet has a host]")
+        str | None,
+        typer.Option(help="Address of the device listener. [default: all, if the fleet has a host]"),
     ] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port for devices. [default: 8883]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port for devices. [default: 8883]")
+    ] = None,
     backend_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port for verifiers and operators. [default: 8884]")
     ] = None,

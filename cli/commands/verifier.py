@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import output
 from cli.diagnostics import say
 from cli.options import FleetOption, JsonOption
+from protocol.errors import LinkError
+from protocol.identifiers import backend_identity
+
+if TYPE_CHECKING:
+    from edge_verifier.service import VerifierService
+
+CONNECT_TIMEOUT_S = 30.0
 
 app = typer.Typer(help="The edge verifier.", no_args_is_help=True)
 
@@ -20,7 +28,9 @@ TargetOption = Annotated[
     str | None,
     typer.Option(help="Hugging Face directory or id. [default: the bundled target]", metavar="DIR|ID"),
 ]
-DtypeOption = Annotated[str | None, typer.Option(help="float32 (exact), bfloat16 or auto. [default: float32]")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32 (exact), bfloat16 or auto. [default: auto]", metavar="DTYPE")
+]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine. [default: all]")]
 
 
@@ -32,12 +42,21 @@ def run(
     target: TargetOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    max_sessions: Annotated[int, typer.Option(min=1, help="Sessions held at once.")] = 64,
+    max_context: Annotated[
+        int | None, typer.Option(min=16, help="Tokens per session. [default: the target's own]")
+    ] = None,
+    kv_mib: Annotated[int, typer.Option(min=1, help="Memory for all KV caches, in MiB.")] = 2048,
     broker: Annotated[str | None, typer.Option(help="HOST[:PORT] of the backend listener.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file; flags win over it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    log_steps: Annotated[
+        bool, typer.Option("--log-steps", help="Log a line per step at level info.")
+    ] = False,
     json: JsonOption = False,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Run a verifier until Ctrl-C or SIGTERM, which let running windows finish.
+    """Run a verifier until Ctrl-C or SIGTERM, which let running turns finish.
 
     With --json, one line on stdout says when it is ready.
     """
@@ -50,24 +69,40 @@ def run(
 
     stop = _stop_event(until_stdin_closes=until_stdin_closes)
     directory = FleetDirectory.open(fleet)
-    settings = VerifierConfig.load(config, overrides={"name": name, "dtype": dtype, "threads": threads})
-    tls = directory.endpoint_tls(f"verifier.{settings.name}")
+    settings = VerifierConfig.load(config, os.environ, {"step_log_level": "info" if log_steps else None})
+    tls = directory.endpoint_tls(backend_identity("verifier", name))
     endpoint = BrokerAddress.of(fleet, broker).backend_endpoint(tls)
-    path = resolve_target(target or settings.target or None)
+    path = resolve_target(target)
     say(f"loading target {path}")
-    engine = load_engine(path, dtype=settings.dtype, threads=settings.threads)
-    service = VerifierService(engine, endpoint, fleet=directory.fleet, config=settings)
+    engine = load_engine(
+        path,
+        dtype=dtype or "auto",
+        device=device,
+        n_threads=threads,
+        max_sessions=max_sessions,
+        max_context=max_context,
+        kv_bytes=kv_mib << 20,
+    )
+    service = VerifierService(engine, endpoint, directory.fleet, name, settings)
     try:
-        service.start()
+        _start(service)
         info = engine.info
-        say(f"verifier {settings.name} is ready: {info.model}, {info.dtype}, context {info.max_context}")
+        say(f"verifier {name} is ready: {info.model}, {info.dtype}, {info.max_context} tokens a session")
         if json:
-            ready = {"event": "ready", "verifier": settings.name, "model": info.model, "dtype": info.dtype}
+            ready = {"event": "ready", "verifier": name, "model": info.model, "dtype": info.dtype}
             output.as_json(ready | {"target": info.target, "vocabulary": info.vocabulary})
         service.run_until(stop)
     finally:
-        service.stop()
         engine.shutdown()
+
+
+def _start(service: VerifierService) -> None:
+    service.start()
+    try:
+        service.wait_ready(CONNECT_TIMEOUT_S)
+    except LinkError:
+        service.stop(drain_s=0.0)
+        raise
 
 
 def _stop_event(*, until_stdin_closes: bool) -> threading.Event:

@@ -1,0 +1,1 @@
+"""The interactive conversation: its loop and what it prints."""

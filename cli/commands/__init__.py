@@ -1,0 +1,1 @@
+"""The commands of `sled`, one file per group."""

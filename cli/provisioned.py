@@ -1,0 +1,50 @@
+"""Provisioning as the command line does it: names of models become files, house settings become defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.targets import resolve_draft
+
+if TYPE_CHECKING:
+    from provisioning.fleet_directory import FleetDirectory
+
+
+def provision(
+    fleet: FleetDirectory,
+    device: str,
+    *,
+    model: str | None,
+    out: Path,
+    host: str,
+    port: int,
+    settings: Mapping[str, Any],
+    replace: bool = False,
+) -> Path:
+    """Write the bundle of one device; a bundled draft comes with the sample house that it was trained for.
+
+    Raises:
+        ModelError: the draft model cannot be used.
+        ConfigError: a setting is unknown or out of range.
+        ProvisioningError: the id is taken, or the bundle cannot be written.
+    """
+    from device_agent.settings import Settings
+    from provisioning.bundle import BrokerAddress, ModelFiles, make_bundle
+    from provisioning.catalogue import bundled_pair
+
+    draft = resolve_draft(model)
+    pair = bundled_pair()
+    is_bundled = draft.file in pair.drafts.values()
+    chosen = {"system_prompt": pair.system_prompt, **settings} if is_bundled else dict(settings)
+    Settings.of(chosen)
+    return make_bundle(
+        fleet,
+        device,
+        ModelFiles.of(draft.file, draft.name),
+        BrokerAddress(host=host, port=port),
+        out,
+        settings=chosen,
+        replace=replace,
+    )
