@@ -117,7 +117,6 @@ class Session:
         self._chain: Chain | None = None
         self._n_valid = 0  # cached[:n_valid] is a prefix of the text
         self._turn_start = 0
-        self._last_round = -1
         self._waiting: dict[int, Pending] = {}
         self._answers: deque[Verdict] = deque(maxlen=MAX_ANSWERS)
 
@@ -151,6 +150,11 @@ class Session:
         return len(self.chain)
 
     @property
+    def turn_start(self) -> int:
+        """Where this turn's context ends: what follows is the target's own."""
+        return self._turn_start
+
+    @property
     def ends(self) -> Ends:
         """Where the present turn must end."""
         return Ends(self._stop_ids, self.limit, self._max_context)
@@ -179,14 +183,11 @@ class Session:
         self._abandon(generation)
 
     def rewind(self, length: int, generation: int) -> None:
-        """Cut the text to `length`, forgetting windows and, when the generation rises, answers."""
+        """A newer generation, whose text here ends at `length`, at most the present one."""
         self.chain.truncate(length)
         self._n_valid = min(self._n_valid, length)
         self._turn_start = min(self._turn_start, length)
-        if generation > self.generation:
-            self._abandon(generation)
-        else:
-            self.epoch += 1
+        self._abandon(generation)
 
     def append_context(self, tokens: Sequence[int]) -> None:
         """A user's turn: tokens that are not checked."""
@@ -194,8 +195,6 @@ class Session:
         self._turn_start = self.length
 
     def _abandon(self, generation: int) -> None:
-        if generation > self.generation:
-            self._last_round = -1
         self.generation = generation
         self.epoch += 1
         self.finished = None
@@ -211,10 +210,6 @@ class Session:
     def is_waiting(self, round_number: int) -> bool:
         """Whether that round waits or is under way."""
         return round_number in self._waiting
-
-    def is_stale(self, round_number: int) -> bool:
-        """Whether that round is older than one answered already: a late duplicate."""
-        return round_number <= self._last_round
 
     @property
     def n_ahead(self) -> int:
@@ -297,7 +292,6 @@ class Session:
         del self._waiting[pending.round]
         self.chain.extend(judgement.tokens)
         self._n_valid = min(pending.base + judgement.n_accepted, len(self.cached))
-        self._last_round = max(self._last_round, pending.round)
         self.finished = judgement.finished
         if self.finished is not None:
             self._waiting.clear()

@@ -23,7 +23,7 @@ from edge_verifier.engine import EngineInfo
 from edge_verifier.session import MAX_AHEAD, Pending, Session, Slice, Work
 from edge_verifier.strangers import Strangers
 from edge_verifier.table_rules import TableRules
-from edge_verifier.verdicts import Timing, verdict_of
+from edge_verifier.verdicts import Timing, known_verdict, verdict_of
 from edge_verifier.window_checks import Fault, find_fault, longest_text, refusal, text_fault
 from protocol.coupling import Judgement
 from protocol.messages import Window
@@ -154,18 +154,31 @@ class SessionTable:
         window = incoming.window
         if window.opening is not None:
             return self._rebuild(session, incoming)
-        is_newer = window.generation > session.generation
-        if window.context is not None and not is_newer:
+        if window.generation == session.generation:
+            return self._go_on(session, incoming)
+        fault = text_fault(session, window)
+        return self._refused(incoming, fault) if fault else self._place(session, incoming)
+
+    def _go_on(self, session: Session, incoming: _Incoming) -> list[Effect]:
+        window = incoming.window
+        if window.context is not None:
             detail = "context is legal only at the start of a turn, in a new generation"
             return self._refused(incoming, Fault("bad_message", detail))
-        if session.finished is not None and not is_newer:
+        if session.finished is not None:
             return [Drop("turn_finished")]
         fault = text_fault(session, window)
-        if fault is None:
-            return self._place(session, incoming)
-        if fault.reason == "prefix_mismatch" and not is_newer and window.ack <= session.length:
+        if fault is not None and fault.reason == "prefix_mismatch" and window.ack <= session.length:
             return [Drop("passed_with_other_hash")]
-        return self._refused(incoming, fault)
+        if fault is not None:
+            return self._refused(incoming, fault)
+        if window.base < session.length:
+            return [self._answer_from_text(session, window)]
+        return self._place(session, incoming)
+
+    def _answer_from_text(self, session: Session, window: Window) -> Effect:
+        if window.ack < session.turn_start:
+            return Drop("before_the_turn")
+        return Reply(*session.key, known_verdict(session, window, self.price))
 
     def _rebuild(self, session: Session, incoming: _Incoming) -> list[Effect]:
         window = incoming.window
@@ -184,10 +197,9 @@ class SessionTable:
         window = incoming.window
         effects: list[Effect] = []
         is_newer = window.generation > session.generation
-        if window.base > session.length and not is_newer:
-            if session.n_ahead >= MAX_AHEAD:
-                return [Drop("too_far_ahead")]
-        elif is_newer or window.base < session.length:
+        if not is_newer and window.base > session.length and session.n_ahead >= MAX_AHEAD:
+            return [Drop("too_far_ahead")]
+        if is_newer:
             session.rewind(min(window.base, session.length), window.generation)
             effects.append(Cancel(session.sid))
         if window.context is not None:
@@ -330,6 +342,4 @@ def _known_round(session: Session, window: Window) -> Effect | None:
     """What to do about a round of the present generation that has been seen before."""
     if (verdict := session.answered(window.round)) is not None:
         return Reply(*session.key, verdict)
-    if session.is_waiting(window.round):
-        return Drop("duplicate")
-    return Drop("stale_round") if session.is_stale(window.round) else None
+    return Drop("duplicate") if session.is_waiting(window.round) else None

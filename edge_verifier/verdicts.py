@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edge_verifier.session import Pending, Session
 from protocol.coupling import Ends, Judgement, judge
-from protocol.messages import SamplerSettings, Verdict
+from protocol.messages import SamplerSettings, Verdict, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,28 @@ def verdict_of(session: Session, pending: Pending, judgement: Judgement, timing:
         price=timing.price,
         queue_us=max(0, round(timing.queue_s * 1e6)),
         engine_us=max(0, round(timing.engine_s * 1e6)),
+    )
+
+
+def known_verdict(session: Session, window: Window, price: float) -> Verdict:
+    """The answer to a window of this generation whose positions have all been judged already.
+
+    What follows its base are the target's own choices, so that no step is needed. It comes when the answers
+    to several windows were lost, or forgotten.
+    """
+    judged = session.chain.tokens[window.base :]
+    n_accepted = next(
+        (i for i, (one, other) in enumerate(zip(window.draft, judged, strict=False)) if one != other),
+        min(len(window.draft), len(judged)),
+    )
+    return Verdict(
+        uid=session.uid,
+        generation=session.generation,
+        round=window.round,
+        start=window.ack,
+        tokens=tuple(session.chain.tokens[window.ack :]),
+        n_accepted=n_accepted,
+        price=price,
     )
 
 

@@ -61,7 +61,8 @@ def text_fault(session: Session, window: Window) -> Fault | None:
         return Fault("prefix_mismatch", f"the text here has {length} tokens, not {known_length}")
     if window.base <= length and window.hash != session.chain.hash_at(window.base):
         return Fault("prefix_mismatch", f"another text before position {window.base}")
-    if min(window.base, length) - window.ack > MAX_UNACKNOWLEDGED:
+    kept_length = min(window.base, length) if window.generation > session.generation else length
+    if kept_length - window.ack > MAX_UNACKNOWLEDGED:
         return Fault("bad_message", f"ack {window.ack} lies more than {MAX_UNACKNOWLEDGED} below the text")
     return None
 
