@@ -78,8 +78,8 @@ def listeners(files: BrokerFiles, ports: BrokerPorts) -> Sequence[Listener]:
     """Devices, backend, claims, admin."""
     return (
         Listener(
-            "Devices. Here as on the other listeners nobody gets in without a certificate, whose common name is"
-            " the user name; a revocation list is always named, even an empty one, since only then does a"
+            "Devices. Here as on the other listeners nobody gets in without a certificate, whose common name"
+            " is the user name; a revocation list is always named, even an empty one, since only then does a"
             " reload look at certificates again.",
             ports.devices,
             ports.host,

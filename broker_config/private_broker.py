@@ -276,8 +276,8 @@ class PrivateBroker:
 
     def _failure(self, trouble: str) -> BrokerError:
         lines = self.log.splitlines() if self.log_file.exists() else []
-        errors = [line for line in lines if "Error" in line] or lines
-        said = f": {errors[-1]}" if errors else ""
+        errors = [line for line in lines if ": Error" in line] or lines[-1:]
+        said = f": {errors[0].partition(': ')[2] or errors[0]}" if errors else ""
         return BrokerError(f"{trouble}{said}", hint=f"its log: {self.log_file}")
 
 

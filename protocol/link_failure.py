@@ -23,7 +23,7 @@ def from_exception(error: OSError, endpoint: Endpoint) -> LinkError:
             hint="check the broker's address, its certificate's names and the fleet CA on this side",
         )
     if isinstance(error, ssl.SSLError):
-        return from_alert(error.reason or str(error), endpoint)
+        return from_alert(getattr(error, "reason", None) or str(error), endpoint)
     if isinstance(error, ConnectionRefusedError):
         return LinkError(
             f"nothing listens on {endpoint} (connection refused)", hint="start the broker, or check its port"

@@ -27,7 +27,7 @@ class RefusalKeepingSocket(ssl.SSLSocket):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except ssl.SSLError as error:
-            self.refusal = error.reason or str(error)
+            self.refusal = getattr(error, "reason", None) or str(error)
             raise
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the overridden signature

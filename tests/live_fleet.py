@@ -72,18 +72,27 @@ class Recorder:
 class LiveFleet:
     """A fleet directory with a running broker; identities are made when first asked for.
 
+    Args:
+        path: an empty place for everything that is made.
+        backends: made beside `fleet.ops`, which every fleet has.
+        directory: an existing fleet to use instead of a new one.
+
     Attributes:
         directory: `provisioning.FleetDirectory`.
         broker: the running `PrivateBroker`.
     """
 
-    def __init__(self, path: Path, *, fleet: str = "f", backends: tuple[str, ...] = ("verifier.v1",)) -> None:
-        self.directory = FleetDirectory.create(path / "fleet", fleet=fleet)
-        for identity in backends:
-            role, _, name = identity.partition(".")
-            self.directory.add_backend(role, name)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fleet: str = "f",
+        backends: tuple[str, ...] = ("verifier.v1",),
+        directory: FleetDirectory | None = None,
+    ) -> None:
+        self.directory = directory or make_fleet(path / "fleet", fleet, backends)
         self.broker = PrivateBroker(self.directory.broker_files(), path / "broker")
-        self._devices = path / "devices"
+        self._identities = path / "identities"
 
     def __enter__(self) -> Self:
         self.broker.__enter__()
@@ -99,7 +108,7 @@ class LiveFleet:
         kind = _kind_of(identity)
         if kind == "backend":
             return self.directory.endpoint_tls(identity)
-        home = self._devices / identity
+        home = self._identities / identity
         if not home.exists():
             issued = self.directory.authority(kind).issue(identity)
             home.mkdir(parents=True)
@@ -130,6 +139,15 @@ class LiveFleet:
             yield link
         finally:
             link.stop()
+
+
+def make_fleet(path: Path, fleet: str, backends: tuple[str, ...]) -> FleetDirectory:
+    """A new fleet directory with these backends."""
+    directory = FleetDirectory.create(path, fleet=fleet)
+    for identity in backends:
+        role, _, name = identity.partition(".")
+        directory.add_backend(role, name)
+    return directory
 
 
 def _kind_of(identity: str) -> Any:

@@ -7,21 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.live_fleet import LiveFleet
+from provisioning.fleet_directory import FleetDirectory
+from tests.live_fleet import LiveFleet, make_fleet
 
 BACKENDS = ("verifier.v1", "verifier.v2", "provision.p1")
 """Beside `fleet.ops`, which every fleet has."""
 
 
+@pytest.fixture(scope="session")
+def shared_fleet_directory(tmp_path_factory: pytest.TempPathFactory) -> FleetDirectory:
+    """A fleet `f` with `BACKENDS`, made once; tests must not change it."""
+    return make_fleet(tmp_path_factory.mktemp("fleet") / "fleet", "f", BACKENDS)
+
+
 @pytest.fixture(scope="module")
-def live_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
-    """A fleet `f` on a broker shared by the tests of one module, which must leave it running."""
-    with LiveFleet(tmp_path_factory.mktemp("live_fleet"), backends=BACKENDS) as fleet:
+def live_fleet(
+    tmp_path_factory: pytest.TempPathFactory, shared_fleet_directory: FleetDirectory
+) -> Iterator[LiveFleet]:
+    """Fleet `f` on a broker shared by the tests of one module, which must leave it running."""
+    with LiveFleet(tmp_path_factory.mktemp("live"), directory=shared_fleet_directory) as fleet:
         yield fleet
 
 
 @pytest.fixture
-def own_fleet(tmp_path: Path) -> Iterator[LiveFleet]:
-    """A fleet `f` with a broker for one test alone, which may kill and restart it."""
-    with LiveFleet(tmp_path, backends=BACKENDS) as fleet:
+def own_fleet(tmp_path: Path, shared_fleet_directory: FleetDirectory) -> Iterator[LiveFleet]:
+    """Fleet `f` with a broker for one test alone, which may kill and restart it."""
+    with LiveFleet(tmp_path, directory=shared_fleet_directory) as fleet:
         yield fleet
