@@ -33,6 +33,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from protocol import link_failure
 from protocol.backoff import Backoff
 from protocol.errors import LinkError
+from protocol.link_state import LinkState
 from protocol.link_subscriptions import SubscriptionBook
 from protocol.link_tls import mutual_tls
 from protocol.link_traffic import TrafficCounter
@@ -52,6 +53,7 @@ from protocol.link_types import (
 from protocol.outbox import Outbox, Outgoing, check_message
 from protocol.packet_size import varint_size
 from protocol.retained import PayloadSource, RetainedTopics
+from protocol.waker import Waker
 
 __all__ = [
     "Connected",
@@ -104,11 +106,8 @@ class Link:
         self._retained = RetainedTopics(options.reassert_spread_s)
         self._traffic = TrafficCounter()
         self._backoff = Backoff(options.first_delay_s, options.longest_delay_s)
-        self._state = threading.Condition()
-        self._is_connected = False
-        self._failure: LinkError | None = None
+        self._state = LinkState(endpoint)
         self._failure_of_connection: LinkError | None = None
-        self._reported: Disconnected | None = None
         self._connected_at_s = 0.0
         self._max_packet_bytes = options.max_packet_bytes
         self._is_stopping = threading.Event()
@@ -116,10 +115,8 @@ class Link:
         self._stop_by_s: float | None = None
         self._client = self._new_client()
         self._selector = selectors.DefaultSelector()
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_receiver.setblocking(False)
-        self._wake_sender.setblocking(False)
-        self._selector.register(self._wake_receiver, selectors.EVENT_READ)
+        self._waker = Waker()
+        self._selector.register(self._waker.receiver, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name=f"link-{options.identity}", daemon=True)
 
     # ---- for the owner's threads
@@ -134,13 +131,7 @@ class Link:
         Raises:
             LinkError: not up within `timeout_s`, with the last failure; at once when it is not retryable.
         """
-        with self._state:
-            self._state.wait_for(lambda: self._is_connected or self._is_hopeless, timeout_s)
-            if not self._is_connected:
-                raise self._failure or LinkError(
-                    f"broker {self._endpoint} did not answer within {timeout_s:g} s",
-                    hint="check the broker's address and the network",
-                )
+        self._state.wait_connected(timeout_s)
 
     def wait_subscribed(self, timeout_s: float) -> None:
         """Return once the broker has confirmed every subscription.
@@ -155,7 +146,7 @@ class Link:
     @property
     def is_connected(self) -> bool:
         """Whether the broker has accepted us and the connection is not known to be lost."""
-        return self._is_connected
+        return self._state.is_connected
 
     @property
     def traffic(self) -> Traffic:
@@ -165,12 +156,12 @@ class Link:
     def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
         """Subscribe now and again at every connect, until unsubscribed. Later ones replace equal filters."""
         self._subscriptions.add(subscriptions)
-        self._wake()
+        self._waker.wake()
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Forget a subscription; also in the broker's session, now or at the next connect."""
         self._subscriptions.remove(topic_filter)
-        self._wake()
+        self._waker.wake()
 
     def publish(
         self,
@@ -198,11 +189,11 @@ class Link:
                 is none.
         """
         check_message(topic, payload, self._options.max_packet_bytes)
-        if qos == 0 and not self._is_connected:
+        if qos == 0 and not self._state.is_connected:
             self._traffic.dropped(1)
             return self._outbox.skip_token()
         token = self._outbox.add(topic, payload, qos, is_retained=is_retained, expiry_s=expiry_s)
-        self._wake()
+        self._waker.wake()
         return token
 
     def retain(self, topic: str, payload: PayloadSource, *, expiry_s: int | None = None) -> None:
@@ -217,7 +208,7 @@ class Link:
         """
         check_message(topic, payload if isinstance(payload, bytes) else b"", self._options.max_packet_bytes)
         self._retained.set(topic, payload, expiry_s, due_s=self._clock())
-        self._wake()
+        self._waker.wake()
 
     def release(self, topic: str) -> None:
         """Stop renewing a retained topic; what the broker has stays there."""
@@ -231,7 +222,7 @@ class Link:
         """
         self._farewell = farewell
         self._is_stopping.set()
-        self._wake()
+        self._waker.wake()
         if self._thread.ident is not None:
             self._thread.join(self._options.drain_s + 2 * self._options.connect_timeout_s)
         if not self._thread.is_alive():
@@ -272,7 +263,7 @@ class Link:
         """On the way to a stop: when all is acknowledged the farewell, then or when late disconnect."""
         now_s = self._clock()
         self._stop_by_s = self._stop_by_s or now_s + self._options.drain_s
-        is_late = now_s > self._stop_by_s or not self._is_connected
+        is_late = now_s > self._stop_by_s or not self._state.is_connected
         is_drained = self._outbox.is_empty and self._retained.next_due_s() is None
         if is_drained and self._farewell is not None and not is_late:
             self._retained.set(*self._farewell, None, due_s=now_s)
@@ -292,8 +283,8 @@ class Link:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
         self._selector.modify(connection, events)
         for key, ready in self._selector.select(self._poll_timeout_s()):
-            if key.fileobj is self._wake_receiver:
-                self._drain_wakes()
+            if key.fileobj is self._waker.receiver:
+                self._waker.drain()
                 continue
             if ready & selectors.EVENT_READ:
                 self._client.loop_read()
@@ -308,22 +299,21 @@ class Link:
         if self._is_stopping.is_set():
             timeout_s = min(timeout_s, self._options.drain_s / 4)
         due_s = self._retained.next_due_s()
-        if due_s is not None and self._is_connected and self._outbox.has_room:
+        if due_s is not None and self._state.is_connected and self._outbox.has_room:
             timeout_s = min(timeout_s, max(0.0, due_s - self._clock()))
         return timeout_s
 
     def _sleep(self) -> None:
         """Wait for the next attempt; a stop ends the wait."""
-        delay_s = self._backoff.next_s(is_retryable=not self._is_hopeless)
+        delay_s = self._backoff.next_s(is_retryable=not self._state.is_hopeless)
         until_s = self._clock() + delay_s
         while not self._is_stopping.is_set() and (left_s := until_s - self._clock()) > 0:
             if self._selector.select(left_s):
-                self._drain_wakes()
+                self._waker.drain()
 
     def _close(self) -> None:
         self._selector.close()
-        self._wake_receiver.close()
-        self._wake_sender.close()
+        self._waker.close()
 
     # ---- network thread: sending
 
@@ -331,9 +321,9 @@ class Link:
         """Give paho what may be sent now; nothing while the socket cannot take more."""
         if self._client.want_write():
             self._client.loop_write()
-        if self._is_connected:
+        if self._state.is_connected:
             self._send_subscriptions()
-        while self._is_connected and not self._client.want_write() and self._outbox.has_room:
+        while self._state.is_connected and not self._client.want_write() and self._outbox.has_room:
             outgoing = self._due_retained() or self._outbox.take()
             if outgoing is None:
                 return
@@ -453,18 +443,14 @@ class Link:
         self._retained.connected(self._clock())
         self._traffic.connected()
         self._connected_at_s = self._clock()
-        with self._state:
-            self._is_connected = True
-            self._failure = None
-            self._reported = None
-            self._state.notify_all()
+        self._state.connected()
         self._emit(Connected(session_present))
 
     def _disconnected(self, reason: ReasonCode, *, is_by_broker: bool) -> None:
         failure = self._failure_of_connection
         if failure is None and is_by_broker:
             failure = link_failure.from_reason_code(reason.value, str(reason), self._endpoint)
-        before_login = not self._is_connected
+        before_login = not self._state.is_connected
         self._lost(failure or link_failure.connection_lost(self._endpoint, before_login=before_login))
 
     def _message(self, message: paho.MQTTMessage) -> None:
@@ -487,17 +473,12 @@ class Link:
             _logger.warning("retained topic %s refused by the broker: 0x%02x", outgoing.topic, reason_code)
 
     def _lost(self, failure: LinkError) -> None:
-        if self._is_connected and self._clock() - self._connected_at_s > _STABLE_S:
+        if self._state.is_connected and self._clock() - self._connected_at_s > _STABLE_S:
             self._backoff.restart()
-        with self._state:
-            self._is_connected = False
-            self._failure = failure
-            self._state.notify_all()
+        news = self._state.lost(failure)
         self._traffic.dropped(self._outbox.drop_qos0())
         self._subscriptions.unconfirm()
-        news = Disconnected(str(failure), failure.is_retryable)
-        if news != self._reported and not self._is_stopping.is_set():
-            self._reported = news
+        if news is not None and not self._is_stopping.is_set():
             _logger.info("link %s: %s", self._options.identity, failure)
             self._emit(news)
 
@@ -506,22 +487,6 @@ class Link:
             self._on_event(event)
         except Exception:
             _logger.exception("link %s: the owner failed on %s", self._options.identity, type(event).__name__)
-
-    def _wake(self) -> None:
-        try:
-            self._wake_sender.send(b"\0")
-        except BlockingIOError:
-            pass  # enough wakes are under way
-        except OSError:
-            _logger.debug("link %s is stopped", self._options.identity)
-
-    def _drain_wakes(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._wake_receiver.recv(4096)
-
-    @property
-    def _is_hopeless(self) -> bool:
-        return self._failure is not None and not self._failure.is_retryable
 
 
 def _properties(packet_type: int, **values: int) -> Properties:
