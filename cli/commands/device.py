@@ -34,7 +34,7 @@ def install(
 @app.command()
 def run(*, home: HomeOption) -> None:
     """Keep the device in the fleet (presence, configuration, commands) until Ctrl-C."""
-    from cli.device_agent import agent_of
+    from cli.agents import agent_of
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,91 @@
+"""`sled chat`: a conversation on this device."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import output
+from cli.diagnostics import say
+from cli.options import (
+    HomeOption,
+    JsonOption,
+    MaxTokensOption,
+    SeedOption,
+    TemperatureOption,
+    TimeoutOption,
+    TopKOption,
+    TopPOption,
+)
+
+if TYPE_CHECKING:
+    from device_agent.chat import ChatSession
+
+
+def chat(
+    *,
+    home: HomeOption,
+    prompt: Annotated[str | None, typer.Option(help="Answer this and leave.", metavar="TEXT")] = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
+    max_tokens: MaxTokensOption = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Put before the conversation.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the last conversation.")] = False,
+    json: JsonOption = False,
+    timeout: TimeoutOption = 20.0,
+) -> None:
+    """Talk to the target. Without a terminal, every line of stdin is one message."""
+    from cli.agents import agent_of
+    from device_agent.chat import ChatOptions
+
+    options = ChatOptions(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        max_tokens=max_tokens,
+        system_prompt=system_prompt,
+    )
+    with agent_of(home) as agent:
+        agent.wait_ready(timeout)
+        session = agent.chat(options, resume=resume)
+        say(f"verifier {session.verifier}, seed {session.seed}")
+        talk(session, prompt, as_json=json)
+
+
+def talk(session: ChatSession, prompt: str | None, *, as_json: bool) -> None:
+    """Answer one prompt, or talk until the user leaves."""
+    from cli.chat.answer import collect
+    from cli.chat.loop import converse
+    from cli.chat.printer import Printer
+
+    printer = Printer()
+    if session.tokens:
+        output.line(session.text)
+    if session.is_interrupted:
+        collect(session.continue_answer(), printer.show)
+    if prompt is not None:
+        show = None if as_json else printer.show
+        answer = collect(session.send(prompt), show)
+        if as_json:
+            output.as_json(answer.to_json())
+        return
+    if sys.stdin.isatty():
+        printer.note("type a message; /help lists commands, Ctrl-D leaves")
+    converse(session, _read_line, printer)
+
+
+def _read_line() -> str:
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line
+    # Gives line editing and history to input().
+    import readline  # noqa: F401
+
+    return input("> ")
