@@ -139,11 +139,13 @@ class VerifierService:
         return None if self._metrics_endpoint is None else self._metrics_endpoint.port
 
     def start(self) -> None:
-        """Begin to serve; the link connects in the background.
+        """Begin to serve; the link connects in the background. A second call does nothing.
 
         Raises:
             ConfigError: the metrics port cannot be opened.
         """
+        if self._thread.ident is not None:
+            return
         if self.config.metrics_port is not None:
             self._metrics_endpoint = self.metrics.serve(self.config.metrics_port, self.config.metrics_address)
         self._thread.start()

@@ -37,7 +37,7 @@ def started(planner: Planner, now_s: float = 0.0) -> dict[int, int]:
 
 def taught(planner: Planner, fixed_s: float = 0.02, per_token_s: float = 0.001) -> Planner:
     """A planner that has seen steps of that cost."""
-    for n_tokens in [4, 16, 64, 8, 32, 40] * 5:
+    for n_tokens in [4, 16, 64, 8, 32, 40] * 30:
         planner.next_action(0.0)
         planner.step_done(n_tokens, fixed_s + per_token_s * n_tokens, n_window_tokens=n_tokens)
     return planner
@@ -292,9 +292,7 @@ def test_every_task_is_done_whole_within_the_budget_and_never_twice_in_a_step(
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 33), st.integers(0, 2000), st.sampled_from(["deadline", "greedy", "static"]))
-def test_a_late_deadline_under_overload_does_not_starve(
-    n_final: int, n_prefill: int, name: PolicyName
-) -> None:
+def test_no_task_starves_under_overload(n_final: int, n_prefill: int, name: PolicyName) -> None:
     """Fresh urgent windows of other devices in every step, more than the budget holds."""
     planner = Planner(POLICIES[name](), PlannerLimits(max_tokens=64))
     life = Life(planner)
