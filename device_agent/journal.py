@@ -1,9 +1,9 @@
 """The device's own copy of its sessions: one append-only file each, which survives power loss at any byte.
 
 A file is a header line and one line for each step of the text (`device_agent.saved.Entry`). Every line
-carries a checksum; reading stops at the first that is torn or wrong, and what stands before it is a state that the
-session was in. A line is on disk for certain only after a durable append, which the session asks for when the
-generation is raised and when a turn ends.
+carries a checksum; reading stops at the first that is torn or wrong, and what stands before it is a state
+that the session was in. A line is on disk for certain only after a durable append, which the session asks for
+when the generation is raised and when a turn ends.
 
 Generations are reserved ahead: a durable line holds the highest generation that may be used before the next
 sync, so that raising it within a turn costs no write to a worn SD card.

@@ -1,0 +1,82 @@
+"""The verifiers that the fleet's retained adverts tell of, and the choice among them."""
+
+from __future__ import annotations
+
+import random
+
+from device_agent.actions import Binding
+from protocol.errors import LinkError, SledError, VocabularyMismatchError
+from protocol.messages import VerifierStatus
+
+
+class Adverts:
+    """The last advert of each verifier. Pure; chance comes from `chance`."""
+
+    def __init__(self, vocabulary: str, chance: random.Random | None = None) -> None:
+        """Verifiers of another vocabulary than `vocabulary` are never chosen."""
+        self._vocabulary = vocabulary
+        self._chance = chance or random.Random()
+        self._by_name: dict[str, VerifierStatus] = {}
+
+    def update(self, name: str, status: VerifierStatus | None) -> bool:
+        """A new advert, None when it was cleared; True when a verifier that was alive is no more."""
+        before = self._by_name.get(name)
+        if status is None:
+            self._by_name.pop(name, None)
+        else:
+            self._by_name[name] = status
+        is_alive = status is not None and status.is_alive
+        return before is not None and before.is_alive and not is_alive
+
+    @property
+    def alive(self) -> frozenset[str]:
+        """Verifiers that say that they are alive."""
+        return frozenset(name for name, status in self._by_name.items() if status.is_alive)
+
+    def choose(self, *, preferred: str = "", target: str | None = None, avoid: str = "") -> Binding | None:
+        """A verifier for a new session, or one with an equal `target` for an old one.
+
+        `preferred` if it is there, else the better of two at random; `avoid` only when there is no other.
+        """
+        fitting = {
+            name: status
+            for name, status in self._by_name.items()
+            if status.is_alive
+            and status.vocabulary == self._vocabulary
+            and status.target is not None
+            and (target is None or status.target == target)
+        }
+        ready = [name for name, status in fitting.items() if name != avoid and not status.is_draining]
+        if preferred in ready:
+            return _binding(preferred, fitting[preferred])
+        names = ready or sorted(fitting)
+        if not names:
+            return None
+        two = self._chance.sample(names, min(2, len(names)))
+        best = min(two, key=lambda name: self._load(fitting[name]))
+        return _binding(best, fitting[best])
+
+    def problem(self, model: str) -> SledError:
+        """Why `choose` finds no verifier; `model` is the draft model's name."""
+        for status in self._by_name.values():
+            if status.is_alive and status.vocabulary is not None and status.vocabulary != self._vocabulary:
+                return VocabularyMismatchError(
+                    draft=model,
+                    target=status.model or "without a name",
+                    draft_vocabulary=self._vocabulary,
+                    target_vocabulary=status.vocabulary,
+                )
+        return LinkError("the broker is there, but no verifier is", hint="start one: sled verifier run")
+
+    @property
+    def is_mismatched(self) -> bool:
+        """Whether there are verifiers, none of which shares the vocabulary."""
+        return self.choose() is None and isinstance(self.problem(""), VocabularyMismatchError)
+
+    @staticmethod
+    def _load(status: VerifierStatus) -> tuple[bool, float, int]:
+        return status.n_free_sessions == 0, status.price, -status.n_free_sessions
+
+
+def _binding(name: str, status: VerifierStatus) -> Binding:
+    return Binding(name, status.target or "", status.max_context, status.max_draft)

@@ -1,0 +1,353 @@
+"""The agent of a device: one link, one thread for all decisions, one for the draft model.
+
+Threads: the link's network thread and the model thread only put what happened into the inbox; the agent's
+thread takes it out, runs the session machines and the fleet duties, and keeps their timers; the program's own
+threads use `DeviceAgent` and `ChatSession`, which hand their wishes to the agent's thread and wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from importlib import metadata
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Self, TypeVar
+
+from device_agent import board
+from device_agent.adverts import Adverts
+from device_agent.chat import ChatOptions, ChatSession
+from device_agent.config import DeviceConfig
+from device_agent.controller import ControllerOptions
+from device_agent.draft_worker import Drafted, DraftWorker
+from device_agent.drafter import Drafter
+from device_agent.duties import DeviceFacts, FleetDuties
+from device_agent.duties_shell import Command, DutiesShell, load_memory
+from device_agent.journal import JournalDirectory
+from device_agent.live_session import LiveSession
+from device_agent.session_desk import DeskParts, SessionDesk
+from device_agent.settings import Settings
+from device_agent.tokenizer import ChatTokenizer
+from protocol.codec import decode
+from protocol.errors import MessageError, SessionError
+from protocol.identifiers import new_incarnation, new_seed
+from protocol.link import (
+    Connected,
+    Disconnected,
+    Link,
+    LinkEvent,
+    LinkOptions,
+    Published,
+    Received,
+    Subscription,
+    Traffic,
+)
+from protocol.messages import SamplerSettings, VerifierStatus
+from protocol.topics import VERDICT, VERIFIER_STATUS
+
+_logger = logging.getLogger(__name__)
+
+MAX_INBOX = 10_000
+"""Messages waiting for the agent's thread; more are dropped, which is as if the network had lost them."""
+MISMATCH_GRACE_S = 0.5
+"""How long another verifier's advert may take after one whose vocabulary does not fit."""
+LONGEST_WAIT_S = 60.0
+CALL_TIMEOUT_S = 60.0
+
+_ResultT = TypeVar("_ResultT")
+
+
+class DeviceAgent:
+    """A device in its fleet, with up to eight conversations at once.
+
+    Args:
+        drafter: owned from here on; closed by `stop`.
+        controller_options: bounds of speculation; None takes them from the settings.
+        commands: what the fleet may have the device do, beside `ping`.
+    """
+
+    def __init__(
+        self,
+        config: DeviceConfig,
+        drafter: Drafter,
+        tokenizer: ChatTokenizer,
+        *,
+        controller_options: ControllerOptions | None = None,
+        commands: Mapping[str, Command] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is started yet.
+
+        Raises:
+            ConfigError: the journal cannot be written.
+            LinkError: the identity's files cannot be used.
+        """
+        self.config = config
+        self.tokenizer = tokenizer
+        self._info = drafter.info
+        self._clock = clock
+        self._inbox: SimpleQueue[LinkEvent | Drafted | Callable[[], None] | None] = SimpleQueue()
+        journals = JournalDirectory(config.journal_directory)
+        self._adverts = Adverts(drafter.info.vocabulary, random.Random())
+        self._worker = DraftWorker(drafter, self._inbox.put)
+        self._halt_reason = ""
+        self._readiness = threading.Condition()
+        self._is_ready = self._is_mismatched = False
+        self._duties_shell = self._new_duties(commands or {})
+        self._link = self._new_link()
+        self.desk = SessionDesk(
+            DeskParts(
+                fleet=config.identity.fleet,
+                device=config.identity.device,
+                drafter=drafter.info,
+                tokenizer=tokenizer,
+                journals=journals,
+                adverts=self._adverts,
+                worker=self._worker,
+                link=self._link,
+                settings=lambda: self.settings,
+                post=self._inbox.put,
+                on_change=self._tell_fleet,
+                now_s=clock,
+                controller_options=controller_options,
+            )
+        )
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # ---- for the program's threads
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force: the device's own with those that the fleet changed."""
+        return self._duties_shell.duties.settings
+
+    @property
+    def traffic(self) -> Traffic:
+        """MQTT bytes of the whole device so far."""
+        return self._link.traffic
+
+    @property
+    def halt_reason(self) -> str:
+        """Why the device has left the broker for good; empty while it has not."""
+        return self._halt_reason
+
+    def now_s(self) -> float:
+        """The agent's monotonic clock."""
+        return self._clock()
+
+    def start(self) -> None:
+        """Connect in the background and take part in the fleet."""
+        shell = self._duties_shell
+        shell.perform(self._link, shell.duties.start(self.now_s()))
+        self._worker.start()
+        self._thread.start()
+        self._link.start()
+
+    def wait_ready(self, timeout_s: float = 10.0) -> None:
+        """Return once a verifier that fits is known; nothing has been drafted until then.
+
+        Raises:
+            LinkError: the broker cannot be reached or refuses us, or no verifier is there.
+            VocabularyMismatchError: there are verifiers, and all speak another vocabulary.
+        """
+        until_s = time.monotonic() + timeout_s
+        self._link.wait_connected(timeout_s)
+        with self._readiness:
+            remaining_s = max(0.0, until_s - time.monotonic())
+            self._readiness.wait_for(lambda: self._is_ready or self._is_mismatched, remaining_s)
+            self._readiness.wait_for(lambda: self._is_ready, min(remaining_s, MISMATCH_GRACE_S))
+            if self._is_ready:
+                return
+        raise self.call(partial(self._adverts.problem, self._info.model))
+
+    def chat(self, options: ChatOptions | None = None, *, resume: bool = False) -> ChatSession:
+        """A new conversation, or with `resume` the last one on this device.
+
+        Raises:
+            SessionError: there is nothing to resume, its target is gone, or all slots are in use.
+            LinkError: no verifier is there.
+            VocabularyMismatchError: none speaks the draft model's vocabulary.
+        """
+        options = options or ChatOptions()
+        return ChatSession(self, options, self.open_session(options, resume=resume))
+
+    def open_session(self, options: ChatOptions, *, resume: bool = False) -> LiveSession:
+        """The session behind a chat; raises as `chat` does."""
+        if resume:
+            return self.call(self.desk.resume)
+        seed = new_seed() if options.seed is None else options.seed
+        settings = options.sampler(self.settings, SamplerSettings(seed=seed))
+        return self.call(partial(self.desk.open, settings))
+
+    def stop(self) -> None:
+        """End turns under way, keep their journals, say farewell to the fleet, disconnect."""
+        if self._thread.is_alive():
+            self.call(self.desk.detach_all)
+            self._inbox.put(None)
+            self._thread.join()
+        self._worker.stop()
+        self._link.stop(farewell=self._duties_shell.duties.farewell())
+
+    def call(self, function: Callable[[], _ResultT]) -> _ResultT:
+        """Run `function` on the agent's thread and return what it returns, or raise what it raises."""
+        if threading.current_thread() is self._thread:
+            return function()
+        if not self._thread.is_alive():
+            raise SessionError("the device's agent is not running", hint="start it again")
+        future: Future[_ResultT] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - handed over to the caller's thread
+                future.set_exception(error)
+
+        self._inbox.put(run)
+        return future.result(CALL_TIMEOUT_S)
+
+    # ---- agent's thread: the loop
+
+    def _run(self) -> None:
+        while True:
+            try:
+                item = self._inbox.get(timeout=self._wait_s())
+            except Empty:
+                pass
+            else:
+                if item is None:
+                    return
+                self._guarded(partial(self._handle, item))
+            self._guarded(self._tick)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception:
+            _logger.exception("device %s: a step failed", self.config.identity.device)
+
+    def _wait_s(self) -> float:
+        deadlines = (self.desk.deadline_s, self._duties_shell.duties.wake_s)
+        soonest_s = min((each for each in deadlines if each is not None), default=None)
+        return (
+            LONGEST_WAIT_S if soonest_s is None else min(LONGEST_WAIT_S, max(0.0, soonest_s - self.now_s()))
+        )
+
+    def _tick(self) -> None:
+        self.desk.tick()
+        now_s, duties = self.now_s(), self._duties_shell.duties
+        if duties.wake_s is not None and now_s >= duties.wake_s:
+            self._duties_shell.perform(self._link, duties.on_tick(now_s))
+
+    def _handle(self, item: LinkEvent | Drafted | Callable[[], None]) -> None:
+        match item:
+            case Received():
+                self._received(item)
+            case Published(token, reason_code):
+                self.desk.acknowledged(token, reason_code)
+            case Drafted():
+                self.desk.drafted(item)
+            case Connected():
+                self.desk.link_changed(is_up=True)
+                duties = self._duties_shell.duties
+                self._duties_shell.perform(self._link, duties.on_connected(self.now_s()))
+            case Disconnected():
+                self.desk.link_changed(is_up=False)
+            case _:
+                item()
+
+    # ---- agent's thread: network
+
+    def _on_link_event(self, event: LinkEvent) -> None:
+        """On the network thread: enqueue only."""
+        if not isinstance(event, Received) or self._inbox.qsize() < MAX_INBOX:
+            self._inbox.put(event)
+
+    def _received(self, message: Received) -> None:
+        if (names := VERDICT.parse(message.topic)) is not None:
+            if not message.is_retained:
+                self.desk.replied(int(names["n"]), message)
+        elif (names := VERIFIER_STATUS.parse(message.topic)) is not None:
+            self._advertised(names["v"], message.payload)
+        else:
+            duties = self._duties_shell.duties
+            actions = duties.on_message(message.topic, message.payload, self.now_s())
+            self._duties_shell.perform(self._link, actions)
+
+    def _advertised(self, name: str, payload: bytes) -> None:
+        try:
+            status = decode(VerifierStatus, payload) if payload else None
+        except MessageError as error:
+            _logger.warning("advert of verifier %s ignored: %s", name, error)
+            return
+        is_gone = self._adverts.update(name, status)
+        self.desk.adverts_changed(name if is_gone else None)
+        with self._readiness:
+            self._is_ready = self._adverts.choose() is not None
+            self._is_mismatched = self._adverts.is_mismatched
+            self._readiness.notify_all()
+
+    # ---- agent's thread: fleet
+
+    def _tell_fleet(self) -> None:
+        duties = self._duties_shell.duties
+        self._duties_shell.perform(self._link, duties.on_sessions(self.desk.health(), self.now_s()))
+
+    def _halt(self, reason: str) -> None:
+        """Another board uses this identity: leave the broker for good."""
+        _logger.error("device %s stops: %s", self.config.identity.device, reason)
+        self._halt_reason = reason
+        self._link.stop(farewell=self._duties_shell.duties.farewell())
+        self.desk.give_up_all(SessionError(reason, hint="provision this board under a name of its own"))
+
+    # ---- parts
+
+    def _new_duties(self, commands: Mapping[str, Command]) -> DutiesShell:
+        identity, info = self.config.identity, self._info
+        facts = DeviceFacts(
+            fleet=identity.fleet,
+            device=identity.device,
+            incarnation=new_incarnation(),
+            boot_id=board.boot_id(),
+            serial=board.serial(),
+            agent_version=_version(),
+            model=info.model[:200],
+            model_hash=info.model_hash,
+            vocabulary=info.vocabulary,
+        )
+        file = self.config.journal_directory / "duties.json"
+        duties = FleetDuties(facts, self.config.settings, load_memory(file), commands.keys())
+        return DutiesShell(duties, file, commands, self._halt)
+
+    def _new_link(self) -> Link:
+        identity, duties = self.config.identity, self._duties_shell.duties
+        link = Link(
+            self.config.endpoint,
+            LinkOptions(identity=identity.device, will=duties.will()),
+            self._on_link_event,
+        )
+        verdicts = VERDICT.filter(identity.fleet, d=identity.device)
+        adverts = VERIFIER_STATUS.filter(identity.fleet)
+        # At QoS 0 the broker queues no adverts while we are away: what counts is what is retained.
+        link.subscribe([Subscription(verdicts), Subscription(adverts, qos=0), *duties.subscriptions()])
+        return link
+
+
+def _version() -> str:
+    try:
+        return metadata.version("sled")
+    except metadata.PackageNotFoundError:
+        return "unpackaged"

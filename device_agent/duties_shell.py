@@ -1,0 +1,95 @@
+"""Carries out what the fleet duties ask: files, retained topics, subscriptions, commands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from device_agent.command_desk import RunCommand
+from device_agent.duties import (
+    Action,
+    ApplySettings,
+    FleetDuties,
+    Halt,
+    Retain,
+    Save,
+    Send,
+    Subscribe,
+    Unsubscribe,
+)
+from device_agent.duties_memory import DutiesMemory
+from protocol.errors import SledError
+from protocol.link import Link
+
+Command = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""A command that the shell can run: arguments in, result out; it must be quick."""
+
+
+def load_memory(file: Path) -> DutiesMemory:
+    """What the duties remember from before; nothing when there is no file."""
+    return DutiesMemory.load(file.read_bytes() if file.exists() else None)
+
+
+class DutiesShell:
+    """Does the duties' actions in order, on the agent's thread.
+
+    Args:
+        on_settings: called when the fleet has changed the settings.
+        on_halt: called with the reason when the device must leave the broker.
+    """
+
+    def __init__(
+        self,
+        duties: FleetDuties,
+        file: Path,
+        commands: Mapping[str, Command],
+        on_halt: Callable[[str], None],
+    ) -> None:
+        self.duties = duties
+        self._file = file
+        self._commands = commands
+        self._on_halt = on_halt
+
+    def perform(self, link: Link, actions: Sequence[Action]) -> None:
+        """Do `actions` in order."""
+        for action in actions:
+            self._do(link, action)
+
+    def _do(self, link: Link, action: Action) -> None:
+        match action:
+            case Save(content):
+                _replace_durably(self._file, content)
+            case Retain(topic, payload):
+                link.retain(topic, payload)
+            case Send(topic, payload):
+                link.publish(topic, payload, qos=0)
+            case Subscribe(subscription):
+                link.subscribe([subscription])
+            case Unsubscribe(topic_filter):
+                link.unsubscribe(topic_filter)
+            case RunCommand():
+                self._run(link, action)
+            case Halt(reason):
+                self._on_halt(reason)
+            case ApplySettings():
+                pass  # sessions read `duties.settings` at each turn
+
+    def _run(self, link: Link, command: RunCommand) -> None:
+        try:
+            result = self._commands[command.name](command.arguments)
+        except SledError as error:
+            self.perform(link, self.duties.command_finished(command.id, error=str(error)))
+        else:
+            self.perform(link, self.duties.command_finished(command.id, result=result))
+
+
+def _replace_durably(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(file)
