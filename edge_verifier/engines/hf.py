@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_verifier.engine import EngineInfo, Row, StepResult
-from edge_verifier.engines import hf_exact
+from edge_verifier.engines import hf_linear
 from edge_verifier.engines.hf_attention import RaggedStep, Span
 from edge_verifier.engines.hf_cache import BLOCK, SessionCache
 from edge_verifier.engines.hf_loading import LoadedModel, load_model
@@ -129,8 +129,9 @@ class StepRunner:
         self._device = loaded.device
         self._vocab_size = loaded.vocab_size
         self._is_exact = is_exact
-        if is_exact:
-            hf_exact.make_blockwise(loaded.model)
+        if loaded.device.type == "cpu":
+            with torch.inference_mode():
+                hf_linear.prepare_linears(loaded.model, is_exact=is_exact)
         self.last_step: RaggedStep | None = None
         """How the latest step was split; the probe reads it."""
 
@@ -160,7 +161,7 @@ class StepRunner:
         self, rows: Sequence[Row], caches: Sequence[SessionCache]
     ) -> tuple[NDArray[np.float32], ...]:
         n_tokens = sum(len(row.tokens) for row in rows)
-        n_rows = hf_exact.padded(n_tokens) if self._is_exact else n_tokens
+        n_rows = hf_linear.padded(n_tokens) if self._is_exact else n_tokens
         tokens: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
@@ -185,7 +186,7 @@ class StepRunner:
         if not wanted:
             self._model.base_model(**common)
             return np.empty((0, self._vocab_size), np.float32)
-        n_kept = hf_exact.padded(len(wanted)) if self._is_exact else len(wanted)
+        n_kept = hf_linear.padded(len(wanted)) if self._is_exact else len(wanted)
         kept = torch.tensor(wanted + [0] * (n_kept - len(wanted)), device=self._device)
         logits = self._model(**common, logits_to_keep=kept).logits
         found: NDArray[np.float32] = logits[0, : len(wanted), : self._vocab_size].float().cpu().numpy()
@@ -202,7 +203,7 @@ def _split(logits: NDArray[np.float32], counts: list[int]) -> tuple[NDArray[np.f
 
 def _set_threads(n_threads: int | None, *, is_exact: bool) -> None:
     chosen = n_threads or torch.get_num_threads()
-    torch.set_num_threads(hf_exact.exact_threads(chosen) if is_exact else chosen)
+    torch.set_num_threads(hf_linear.exact_threads(chosen) if is_exact else chosen)
 
 
 def _fitting_context(context: int, kv_bytes: int, position_bytes: int) -> int:

@@ -4,7 +4,7 @@ The model sees one flattened input [1, N] with explicit positions; this attentio
 transformers' `AttentionInterface`, splits it by session. Queries of grouped heads are packed, so that one
 call serves all heads that share keys.
 
-In exact mode every query is computed in a tile of 16 absolute positions (0-15, 16-31, ...) over a number of
+In exact mode every query is computed in a tile of 8 absolute positions (0-7, 8-15, ...) over a number of
 keys that depends on the tile alone. A position then meets the same shapes and stands at the same place
 whatever else is in the step, which makes its result bit-equal by construction; lengths rounded up for a
 whole window do not have that property (kernels change their order of summation with the number of keys).
@@ -24,7 +24,7 @@ from edge_verifier.engines.hf_cache import SessionCache
 from protocol.errors import ModelError
 
 NAME = "sled_ragged"
-TILE = 16
+TILE = 8
 """Queries of one tile in exact mode."""
 KEYS_MULTIPLE = 64
 """In exact mode the number of keys is rounded up to this; it divides `hf_cache.BLOCK`."""

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Gives the directory of a tiny random model: make_model(architecture, **overrides)."""
+    """Makes tiny random models, each once; called with an architecture and overrides of its settings."""
     from tests.tiny_architectures import write_model  # noqa: PLC0415 - brings in torch
 
     made: dict[str, Path] = {}
