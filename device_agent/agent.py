@@ -167,9 +167,10 @@ class DeviceAgent:
         until_s = time.monotonic() + timeout_s
         self._link.wait_connected(timeout_s)
         with self._readiness:
-            remaining_s = max(0.0, until_s - time.monotonic())
-            self._readiness.wait_for(lambda: self._is_ready or self._is_mismatched, remaining_s)
-            self._readiness.wait_for(lambda: self._is_ready, min(remaining_s, MISMATCH_GRACE_S))
+            left_s = max(0.0, until_s - time.monotonic())
+            self._readiness.wait_for(lambda: self._is_ready or self._is_mismatched, left_s)
+            if self._is_mismatched:
+                self._readiness.wait_for(lambda: self._is_ready, MISMATCH_GRACE_S)
             if self._is_ready:
                 return
         raise self.call(partial(self._adverts.problem, self._info.model))

@@ -223,9 +223,11 @@ def test_another_vocabulary_is_refused_with_both_named_before_any_draft(
 
 
 def test_no_verifier_is_said(live_fleet: LiveFleet, tmp_path: Path) -> None:
-    with table_agent(live_fleet, "dev-a", tmp_path, TableDrafter(table_engine())) as agent:
-        with pytest.raises(LinkError, match="no verifier") as caught:
-            agent.wait_ready(1.0)
+    with (
+        table_agent(live_fleet, "dev-a", tmp_path, TableDrafter(table_engine())) as agent,
+        pytest.raises(LinkError, match="no verifier") as caught,
+    ):
+        agent.wait_ready(1.0)
     assert caught.value.hint
 
 
@@ -340,7 +342,7 @@ def test_a_broker_restart_in_the_middle_is_told_and_changes_nothing(
 def test_a_full_disk_ends_the_turn_with_its_sentence(
     agent: DeviceAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(descriptor: int) -> None:
+    def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     chat = agent.chat()

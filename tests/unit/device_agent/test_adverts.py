@@ -1,0 +1,114 @@
+"""Which verifier a device chooses, and what it says when there is none."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from device_agent.adverts import Adverts
+from protocol.errors import LinkError, VocabularyMismatchError
+from protocol.messages import VerifierStatus
+
+OURS, OTHERS = "00000000000000bb", "00000000000000b0"
+TARGET, OTHER_TARGET = "00000000000000aa", "00000000000000a0"
+
+
+def status(
+    *,
+    vocabulary: str = OURS,
+    target: str = TARGET,
+    is_alive: bool = True,
+    is_draining: bool = False,
+    price: float = 1.0,
+    n_free: int = 4,
+) -> VerifierStatus:
+    return VerifierStatus(
+        is_alive=is_alive,
+        incarnation="1",
+        target=target,
+        vocabulary=vocabulary,
+        model="big",
+        max_context=512,
+        is_draining=is_draining,
+        price=price,
+        n_free_sessions=n_free,
+    )
+
+
+def chosen(adverts: Adverts, n: int = 200, **wish: str) -> Counter[str]:
+    """How often each verifier is chosen."""
+    bindings = (adverts.choose(**wish) for _ in range(n))
+    return Counter(binding.name for binding in bindings if binding is not None)
+
+
+@pytest.fixture
+def adverts() -> Adverts:
+    return Adverts(OURS, random.Random(1))
+
+
+def test_the_better_of_two_at_random(adverts: Adverts) -> None:
+    """The cheapest most, the dearest never, and none alone, so that devices do not all run to one."""
+    for name, price in (("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 4.0)):
+        adverts.update(name, status(price=price))
+    counts = chosen(adverts)
+    assert counts["a"] > counts["b"] > counts["c"] > 0
+    assert counts["d"] == 0
+
+
+def test_a_full_verifier_is_chosen_only_when_all_are(adverts: Adverts) -> None:
+    adverts.update("a", status(n_free=0, price=0.1))
+    adverts.update("b", status())
+    assert set(chosen(adverts)) == {"b"}
+
+
+def test_the_preferred_one_while_it_is_there(adverts: Adverts) -> None:
+    adverts.update("a", status(price=9.0))
+    adverts.update("b", status())
+    assert set(chosen(adverts, preferred="a")) == {"a"}
+    adverts.update("a", status(is_alive=False))
+    assert set(chosen(adverts, preferred="a")) == {"b"}
+
+
+def test_one_to_avoid_is_taken_only_for_lack_of_others(adverts: Adverts) -> None:
+    adverts.update("a", status(price=0.1))
+    assert set(chosen(adverts, avoid="a")) == {"a"}
+    adverts.update("b", status())
+    assert set(chosen(adverts, avoid="a")) == {"b"}
+    adverts.update("b", status(is_draining=True))
+    assert set(chosen(adverts)) == {"a"}
+
+
+def test_a_session_s_target_must_be_equal(adverts: Adverts) -> None:
+    adverts.update("a", status(target=OTHER_TARGET))
+    assert adverts.choose(target=TARGET) is None
+    assert adverts.choose() is not None
+
+
+def test_only_a_change_from_alive_is_a_death(adverts: Adverts) -> None:
+    assert not adverts.update("a", status(is_alive=False))
+    assert not adverts.update("a", status())
+    assert adverts.update("a", status(is_alive=False))
+    assert not adverts.update("a", None)
+    adverts.update("a", status())
+    assert adverts.update("a", None)
+    assert adverts.alive == frozenset()
+
+
+def test_a_vocabulary_mismatch_names_both(adverts: Adverts) -> None:
+    adverts.update("a", status(vocabulary=OTHERS))
+    assert adverts.choose() is None
+    assert adverts.is_mismatched
+    problem = adverts.problem("small")
+    assert isinstance(problem, VocabularyMismatchError)
+    assert (problem.draft, problem.target) == ("small", "big")
+    adverts.update("b", status())
+    assert not adverts.is_mismatched
+
+
+def test_nobody_there_is_said(adverts: Adverts) -> None:
+    assert not adverts.is_mismatched
+    assert isinstance(adverts.problem("small"), LinkError)
+    adverts.update("a", status(vocabulary=OTHERS, is_alive=False))
+    assert isinstance(adverts.problem("small"), LinkError)
