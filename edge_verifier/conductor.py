@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -138,7 +138,7 @@ class Conductor:
         seen_s = self._clock()
         n_tokens = sum(len(piece.tokens) for piece in flight.pieces)
         n_prompt_tokens = sum(len(piece.tokens) for piece in flight.pieces if piece.pending is None)
-        error = flight.future.exception()
+        error = CancelledError() if flight.future.cancelled() else flight.future.exception()
         if error is not None:
             self.planner.step_failed()
             self._fail(flight.pieces, error)
@@ -220,14 +220,14 @@ class Conductor:
             return
         try:
             judgement = judge_rows(piece.pending, result.logits[row], session.settings, session.ends)
+            timing = Timing(self.table.price, flight.submitted_s - piece.pending.arrived_s, result.step_s)
+            self._judged(piece, judgement, timing)
         except Exception:
             _logger.exception("session %s of device %s cannot be judged", session.uid, session.device)
             self.perform(self.table.on_failed(piece.sid, _FAILED))
             return
         tally.n_drafted += len(piece.pending.draft)
         tally.n_accepted += judgement.n_accepted
-        timing = Timing(self.table.price, flight.submitted_s - piece.pending.arrived_s, result.step_s)
-        self._judged(piece, judgement, timing)
 
     def _judged(self, piece: Slice, judgement: Judgement, timing: Timing) -> None:
         now_s = self._clock()

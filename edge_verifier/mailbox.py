@@ -19,7 +19,7 @@ class MailboxLimits:
 
     Attributes:
         per_device: windows of one device; eight sessions with two windows each need half of it.
-        events: all events; they come from our own threads and are few.
+        events: events beyond which those that may be lost are; the others are few by their nature.
     """
 
     per_device: int = 32
@@ -38,10 +38,10 @@ class Mailbox(Generic[EventT, WindowT]):
         self._events: deque[EventT] = deque()
         self._windows: OrderedDict[str, deque[WindowT]] = OrderedDict()
 
-    def put_event(self, event: EventT) -> bool:
-        """Add an event; False when there is no room."""
+    def put_event(self, event: EventT, *, may_be_lost: bool = False) -> bool:
+        """Add an event; False when it may be lost and there is no room."""
         with self._condition:
-            if len(self._events) >= self._limits.events:
+            if may_be_lost and len(self._events) >= self._limits.events:
                 return False
             self._events.append(event)
             self._condition.notify()

@@ -49,6 +49,8 @@ _logger = logging.getLogger(__name__)
 _MAX_QUEUE = 10_000
 _SPREAD_S = 1.0
 """Checkpoints are written again within this time after a reconnect."""
+_MAX_TAKEN = 128
+"""Windows taken before the planner is asked again: those that came together go together."""
 _TURN_SILENCE_S = 2.0
 """While draining, a turn whose device has been silent for this long is not waited for."""
 _FIRST_FAILURE_CODE = 0x80
@@ -222,7 +224,7 @@ class VerifierService:
             return
         self.metrics.refused(taken.reason, taken.device)
         if taken.reply is not None:
-            self._mailbox.put_event(taken)
+            self._mailbox.put_event(taken, may_be_lost=True)
 
     def _step_done(self, flight: Flight) -> None:
         self._mailbox.put_event(flight)
@@ -240,12 +242,19 @@ class VerifierService:
     def _serve(self) -> None:
         until_s = self._tend()
         while not self._is_drained():
-            events, windows = self._mailbox.take(until_s)
-            for event in events:
-                self._on_event(event)
-            for taken in windows:
-                self._conductor.on_window(taken.device, taken.slot, taken.window, taken.arrived_s)
+            n_taken = self._take(until_s)
+            while 0 < n_taken < _MAX_TAKEN and (n_more := self._take(0.0)):
+                n_taken += n_more
             until_s = self._earliest(self._conductor.pump(), self._tend())
+
+    def _take(self, until_s: float | None) -> int:
+        """Handle what has come, at most one window of each device; how many windows there were."""
+        events, windows = self._mailbox.take(until_s)
+        for event in events:
+            self._on_event(event)
+        for taken in windows:
+            self._conductor.on_window(taken.device, taken.slot, taken.window, taken.arrived_s)
+        return len(windows)
 
     def _on_event(self, event: _Event) -> None:
         match event:

@@ -39,7 +39,8 @@ def refusal(uid: str, generation: int, round_number: int, fault: Fault, price: f
 
 def longest_text(info: EngineInfo) -> int:
     """Tokens that one session may hold: what the engine can, and what one message can bring back."""
-    return min(info.max_context, MAX_CONTEXT_TOKENS)
+    budget = info.max_context if info.max_positions is None else info.max_positions
+    return min(info.max_context, budget, MAX_CONTEXT_TOKENS)
 
 
 def find_fault(window: Window, info: EngineInfo) -> Fault | None:

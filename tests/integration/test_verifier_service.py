@@ -192,6 +192,17 @@ def test_the_advert_tells_what_is_served_and_a_stop_says_farewell(live_fleet: Li
     assert farewell.incarnation == status.incarnation
 
 
+def test_p6_a_lost_connection_shows_the_will_and_the_advert_comes_back(live_fleet: LiveFleet) -> None:
+    recorder = Recorder()
+    with live_fleet.link("dev-w", recorder) as link, serving(live_fleet, TableEngine()) as service:
+        link.subscribe([Subscription(STATUS_TOPIC)])
+        before = next_status(recorder, is_alive=True)
+        service._link._client.socket().close()
+        will = next_status(recorder, is_alive=False)
+        after = next_status(recorder, is_alive=True)
+    assert before.incarnation == will.incarnation == after.incarnation
+
+
 def test_a_stop_refuses_the_new_and_finishes_the_turn_under_way(live_fleet: LiveFleet) -> None:
     engine = PacedEngine(step_s=0.01)
     old = LiveDevice(live_fleet, ScriptedDevice(engine, name="dev-old", limit=60))
@@ -228,13 +239,18 @@ def test_a_checkpoint_is_retained_and_a_close_clears_it(live_fleet: LiveFleet) -
         live_fleet, ScriptedDevice(engine, name="dev-c", slot=2, limit=30, keep_checkpoint=True)
     )
     state_topic = device.topic(topics.STATE)
+
+    def is_final(event: Received) -> bool:
+        if event.topic != state_topic or not event.payload:
+            return False
+        return list(decode(Checkpoint, event.payload).tokens) == device.script.committed
+
     with serving(live_fleet, engine), connected(live_fleet, device) as link:
         device.talk(link)
         link.subscribe([Subscription(state_topic)])
-        received = device.recorder.next(
-            Received, lambda event: event.topic == state_topic and event.is_retained
-        )
-        assert list(decode(Checkpoint, received.payload).tokens) == device.script.committed
+        device.recorder.next(Received, is_final)
+        link.subscribe([Subscription(state_topic)])
+        assert device.recorder.next(Received, is_final).is_retained
         device.publish(link, device.script.close_window())
         device.recorder.next(Received, lambda event: event.topic == state_topic and event.payload == b"")
 

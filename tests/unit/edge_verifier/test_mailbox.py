@@ -24,7 +24,13 @@ def test_a_full_queue_of_one_device_leaves_room_for_another() -> None:
     mailbox: Mailbox[str, int] = Mailbox(MailboxLimits(per_device=2, events=1))
     assert [mailbox.put_window("a", i) for i in range(3)] == [True, True, False]
     assert mailbox.put_window("b", 0)
-    assert [mailbox.put_event("x"), mailbox.put_event("y")] == [True, False]
+
+
+def test_events_that_may_be_lost_are_bounded_and_the_others_always_come_through() -> None:
+    mailbox: Mailbox[str, int] = Mailbox(MailboxLimits(events=1))
+    assert [mailbox.put_event(name, may_be_lost=True) for name in "xy"] == [True, False]
+    assert mailbox.put_event("z")
+    assert mailbox.take(0.0)[0] == ["x", "z"]
 
 
 def test_a_sleeping_taker_wakes_at_once() -> None:
