@@ -7,7 +7,6 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from cli import diagnostics
@@ -62,17 +61,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; never raises for expected failures."""
     try:
-        result = app(arguments, prog_name="sled", standalone_mode=False)
+        app(arguments, prog_name="sled")
     except SledError as failure:
         return diagnostics.error(failure)
-    except click.ClickException as failure:
-        failure.show(file=sys.stderr)
-        return ExitCode.USAGE
-    except (KeyboardInterrupt, click.Abort):
-        diagnostics.say("interrupted")
-        return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of stdout has gone; python would complain once more when it flushes at exit.
-        sys.stderr.close()
-        return ExitCode.FAILED
-    return result if isinstance(result, int) else ExitCode.OK
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else ExitCode.OK
+    return ExitCode.OK

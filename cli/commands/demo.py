@@ -43,7 +43,7 @@ def demo(
     ] = False,
     json: JsonOption = False,
     verifier_log: Annotated[Path | None, typer.Option(help="Keep the verifier's log here.")] = None,
-) -> int:
+) -> None:
     """Start a private broker, a verifier and devices, and chat; all of it over mutual TLS.
 
     In a terminal and without --prompt this is a chat on the first device. Otherwise every device answers
@@ -70,13 +70,14 @@ def demo(
         with fleet:
             if is_chat:
                 _chat(fleet)
-                return ExitCode.OK
+                return
             answers = fleet.answer(prompts, live=not json and devices == 1)
         if check:
             fleet.compare(answers)
     for answer in answers:
         output.as_json(answer.to_json()) if json else _print(answer.to_json(), is_live=devices == 1)
-    return ExitCode.OK if all(answer.is_identical is not False for answer in answers) else ExitCode.FAILED
+    if any(answer.is_identical is False for answer in answers):
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _chat(fleet: DemoFleet) -> None:

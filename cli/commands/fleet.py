@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import output
-from cli.diagnostics import say
+from cli.diagnostics import ExitCode, say
 from cli.options import FleetOption, JsonOption, TimeoutOption, default_fleet
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ def init(
 
     fleet = FleetDirectory.create(directory or default_fleet(), fleet=name, hosts=host or ())
     BrokerAddress(host=host[0] if host else "localhost").store(fleet.path)
-    say(
-        f"fleet {fleet.fleet} is in {fleet.path}; keep it private and back it up: it holds the keys of its CAs"
-    )
+    say(f"fleet {fleet.fleet} is in {fleet.path}; keep it private and back it up: it holds the CAs' keys")
     say("next: sled up, then sled provision device DEVICE --out DEVICE.sled")
 
 
@@ -111,7 +109,7 @@ def set_config(
     broker: BrokerOption = None,
     json: JsonOption = False,
     timeout: TimeoutOption = 10.0,
-) -> int:
+) -> None:
     """Set what a device should run, and wait until it reports back. Exit code 1 when it refuses a value."""
     from cli.assignment import parse_assignments
 
@@ -119,7 +117,8 @@ def set_config(
     with _operator(fleet, broker, timeout) as operator:
         outcome = operator.set_config(device, wanted, timeout_s=timeout).to_json()
     output.as_json(outcome) if json else output.fields(outcome)
-    return 1 if outcome.get("refusals") else 0
+    if outcome["refusals"]:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _operator(fleet: Path, broker: str | None, timeout_s: float) -> Operator:

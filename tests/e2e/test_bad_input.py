@@ -26,7 +26,7 @@ def test_an_empty_prompt(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(200)
 def test_a_prompt_longer_than_the_context(tmp_path: Path) -> None:
-    assert_refused(sled(tmp_path, "demo", "--prompt", "light on " * 3_000), "context")
+    assert_refused(sled(tmp_path, "demo", "--prompt", "light on " * 3_000), "the target holds 2048")
 
 
 def test_a_gguf_that_is_none(tmp_path: Path) -> None:

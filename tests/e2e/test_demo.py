@@ -1,4 +1,4 @@
-"""The demo, for real: Mosquitto, a verifier process, the bundled pair, every token against the target alone."""
+"""The demo, for real: Mosquitto, a verifier process, the bundled pair; tokens equal to the target alone."""
 
 from __future__ import annotations
 

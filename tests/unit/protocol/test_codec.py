@@ -40,7 +40,15 @@ WINDOW = Window(uid=UID, generation=3, round=7, ack=100, base=104, hash=UID, dra
 SAMPLES: list[Message] = [
     WINDOW,
     Window(
-        uid=UID, generation=0, round=0, ack=3, base=0, hash=UID, opening=OPENING, context=(1, 2, 70_000), limit=64
+        uid=UID,
+        generation=0,
+        round=0,
+        ack=3,
+        base=0,
+        hash=UID,
+        opening=OPENING,
+        context=(1, 2, 70_000),
+        limit=64,
     ),
     Window(uid=UID, generation=9, round=1, ack=0, base=0, hash=UID, is_close=True),
     Verdict(
@@ -59,7 +67,9 @@ SAMPLES: list[Message] = [
     Refusal(reason="bad_message"),
     Checkpoint(uid=UID, generation=2, opening=OPENING, tokens=(1, 2, 3), limit=30, finished="limit"),
     VerifierStatus(is_alive=True, incarnation="a", target=UID, vocabulary=UID, max_context=2_048, price=0.5),
-    DeviceStatus(is_online=True, incarnation="b", sessions=(SessionHealth(slot=0, verifier="v1", n_tokens=9),)),
+    DeviceStatus(
+        is_online=True, incarnation="b", sessions=(SessionHealth(slot=0, verifier="v1", n_tokens=9),)
+    ),
     Desired(revision=4, config={"temperature": 0.5, "nested": {"list": [1, "x", None]}}),
     Reported(revision=4, config={}, refusals=(SettingRefusal(key="temperature", reason="above 10"),)),
     CommandRequest(id="c-1", name="ping", arguments={"n": 1}, deadline_s=5.0),

@@ -98,9 +98,9 @@ def test_any_drafter_and_window_gives_the_text_of_the_target_alone(
     while reason is None:
         right = expected[len(tokens) - len(prompt) :][: dice.randrange(6)]
         draft = [token if dice.random() < 0.7 else dice.randrange(VOCABULARY) for token in right]
-        judged = judge(
-            lambda i, draft=draft: next_logits([*tokens, *draft[:i]]), draft, settings, len(tokens), ends
-        )
+        text = [*tokens, *draft]
+        rows = [next_logits(text[: len(tokens) + i]) for i in range(len(draft) + 1)]
+        judged = judge(rows.__getitem__, draft, settings, len(tokens), ends)
         tokens += judged.tokens
         reason = judged.finished
     assert tokens[len(prompt) :] == expected

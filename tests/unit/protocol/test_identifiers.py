@@ -13,7 +13,9 @@ def test_legal_names_pass(name: str) -> None:
     assert check_name("device", name) == name
 
 
-@pytest.mark.parametrize("name", ["", "x" * 49, "Kitchen", "a/b", "a+b", "#", "a.b", "verifier.v1", "ä", "a b", "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", "x" * 49, "Kitchen", "a/b", "a+b", "#", "a.b", "verifier.v1", "ä", "a b", "a\n"]
+)
 def test_illegal_names_are_refused_with_the_name(name: str) -> None:
     with pytest.raises(ConfigError, match="device"):
         check_name("device", name)

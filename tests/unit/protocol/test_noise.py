@@ -71,7 +71,7 @@ def test_words_equal_splitmix64_in_plain_integers(key: int, token_id: int) -> No
 
 
 def test_extreme_words_stay_inside_the_open_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    """k = 0 and k = 2**52 - 1: with one bit more the largest would round to 1.0 and its noise to infinity."""
+    """At k = 0 and k = 2**52 - 1: with one bit more the largest would round to 1.0, its noise be infinite."""
     extremes = np.array([0, 2**64 - 1], dtype=np.uint64)
     monkeypatch.setattr(noise, "token_words", lambda _key, _ids: extremes)
     low, high = noise.uniforms(0, np.array([0, 1]))

@@ -44,7 +44,13 @@ def test_at_most_256_candidates_and_ties_at_the_cap_go_to_low_ids() -> None:
 
 def test_top_p_keeps_the_shortest_prefix_that_reaches_p() -> None:
     logits = np.log(np.array([0.1, 0.4, 0.3, 0.2])).astype(np.float32)
-    for top_p, expected in ((0.39, [1]), (0.41, [1, 2]), (0.69, [1, 2]), (0.71, [1, 2, 3]), (1.0, [1, 2, 3, 0])):
+    for top_p, expected in (
+        (0.39, [1]),
+        (0.41, [1, 2]),
+        (0.69, [1, 2]),
+        (0.71, [1, 2, 3]),
+        (1.0, [1, 2, 3, 0]),
+    ):
         kept = candidates(logits, SamplerSettings(temperature=1.0, top_p=top_p))
         assert kept.token_ids.tolist() == expected, top_p
 
