@@ -135,10 +135,12 @@ class Engine(Protocol):
         A batch is taken whole or not at all: when this raises, no length has changed.
 
         Args:
-            rows: at least one, no two of one session.
+            rows: at least one, no two of one session. Work and memory grow with the square of a row's
+                tokens: cut long prompts into rows of a few hundred, without logits but for the last.
 
         Returns:
-            A future of the logits. It fails with ModelError when the computation fails.
+            A future of the logits. It fails with ModelError when the computation fails. Cancelling it
+            counts as a failed step.
 
         Raises:
             CapacityError: the rows do not fit into the KV budget.

@@ -25,12 +25,13 @@ class TargetAlone:
     Args:
         path: local directory or hub id.
         dtype: `float32` or `bfloat16`.
+        context: positions that a text can hold; None for the model's own.
 
     Raises:
         ModelError: there is no model at `path`.
     """
 
-    def __init__(self, path: str | Path, dtype: str = "float32") -> None:
+    def __init__(self, path: str | Path, dtype: str = "float32", *, context: int | None = None) -> None:
         directory = find_directory(path)
         disable_progress_bar()
         self._model = AutoModelForCausalLM.from_pretrained(
@@ -42,7 +43,7 @@ class TargetAlone:
             generation_ids = GenerationConfig.from_pretrained(directory).eos_token_id
             ids = ids if generation_ids is None else generation_ids
         self._stop_ids = frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
-        self._context = int(config.max_position_embeddings)
+        self._context = context or int(config.max_position_embeddings)
 
     def generate(self, prompt_ids: Sequence[int], settings: SamplerSettings, limit: int) -> list[int]:
         """The tokens that follow `prompt_ids`, the stop token included.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,11 @@ def test_windows_in_a_ragged_batch_are_bit_equal_to_single_tokens(engine: Transf
             for i, token in enumerate(row.tokens)
         ]
         np.testing.assert_array_equal(logits, np.stack(alone))
+
+
+def test_its_vocabulary_is_the_one_of_the_bundled_drafts(engine: TransformersEngine) -> None:
+    manifest = json.loads((TARGET.parent / "manifest.json").read_text())
+    assert engine.info.vocabulary == manifest["vocabulary"]["fingerprint"]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

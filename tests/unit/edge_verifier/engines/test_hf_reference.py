@@ -81,6 +81,8 @@ def test_the_text_ends_with_the_stop_token_or_at_the_limit(make_model: Callable[
     stopping = TargetAlone(make_model("llama", eos_token_id=[0, greedy[4]]))
     stopped = stopping.generate([5, 6, 7], SamplerSettings(), 23)
     assert stopped == greedy[: greedy.index(greedy[4]) + 1]
+    full = TargetAlone(make_model("llama"), context=10)
+    assert full.generate([5, 6, 7], SamplerSettings(), 23) == greedy[:7]
 
 
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:
