@@ -144,7 +144,7 @@ class Conductor:
             self._fail(flight.pieces, error)
             return
         result = flight.future.result()
-        self.planner.step_done(n_tokens, result.step_s, n_window_tokens=n_tokens - n_prompt_tokens)
+        self.planner.step_done(n_tokens, result.step_s, seen_s, n_window_tokens=n_tokens - n_prompt_tokens)
         self._usual_sessions += 0.1 * (len(flight.pieces) - self._usual_sessions)
         self.table.price = price_ms(self.planner.cost.per_token_s, self._usual_sessions)
         tally = _Tally()

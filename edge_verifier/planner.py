@@ -79,6 +79,7 @@ class Planner:
         self._limits = limits or PlannerLimits()
         self._tasks: dict[int, Work] = {}
         self._is_running = False
+        self._idle_since_s = float("-inf")
         self._usual_windows_s = 0.0  # usual time of a step's windows, without the chunks beside them
         self.arrivals = Arrivals()
         self.cost = StepCost()
@@ -130,9 +131,10 @@ class Planner:
         self._is_running = True
         return Step(rows)
 
-    def step_done(self, n_tokens: int, step_s: float, *, n_window_tokens: int) -> None:
+    def step_done(self, n_tokens: int, step_s: float, now_s: float, *, n_window_tokens: int) -> None:
         """The step under way has ended: `n_tokens` took `step_s`, `n_window_tokens` of them in windows."""
         self._is_running = False
+        self._idle_since_s = now_s
         self.cost.observe(n_tokens, step_s)
         if n_window_tokens:
             windows_s = self.cost.predict_s(n_window_tokens)
@@ -148,6 +150,7 @@ class Planner:
         return Outlook(
             now_s=now_s,
             oldest_arrival_s=min(task.arrived_s for task in tasks),
+            idle_since_s=self._idle_since_s,
             n_waiting=len(tasks),
             expected_s=self.arrivals.expected_s(now_s),
             step_s=self.cost.predict_s(n_tokens),

@@ -19,6 +19,7 @@ class Outlook:
 
     Attributes:
         oldest_arrival_s: of the windows that wait.
+        idle_since_s: when the engine last ended a step.
         n_waiting: sessions that wait.
         expected_s: when other sessions are likely to send their next window, ascending, none in the past.
         step_s: expected time of a step with all that waits.
@@ -26,6 +27,7 @@ class Outlook:
 
     now_s: float
     oldest_arrival_s: float
+    idle_since_s: float
     n_waiting: int
     expected_s: tuple[float, ...]
     step_s: float
@@ -48,7 +50,7 @@ class Deadline:
     within a window that follows the step time. With nobody else about to send that is zero.
 
     Attributes:
-        hold_steps: longest hold, in step times, counted from the oldest arrival.
+        hold_steps: longest hold of an idle engine, in step times, from the time when it could have started.
         max_hold_s: longest hold in any case.
     """
 
@@ -58,7 +60,7 @@ class Deadline:
     def start_s(self, outlook: Outlook) -> float:
         """See `Policy.start_s`."""
         window_s = min(self.max_hold_s, self.hold_steps * outlook.step_s)
-        latest_s = outlook.oldest_arrival_s + window_s
+        latest_s = max(outlook.oldest_arrival_s, outlook.idle_since_s) + window_s
         best_s, best_gain_s, saved_s, n_held = outlook.now_s, 0.0, 0.0, outlook.n_waiting
         previous_s = outlook.now_s
         for expected_s in outlook.expected_s:

@@ -7,6 +7,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_verifier.engine import Row, StepResult
 from edge_verifier.engines.table_engine import TableEngine
 from protocol import topics
@@ -29,12 +32,12 @@ class PacedEngine(TableEngine):
 
     def submit(self, rows: Sequence[Row]) -> Future[StepResult]:
         future = super().submit(rows)
-        self._worker.submit(self._run_slowly)
+        self._worker.submit(self.run_next)
         return future
 
-    def _run_slowly(self) -> None:
+    def _run(self, rows: tuple[Row, ...]) -> tuple[NDArray[np.float32], ...]:
         time.sleep(self._step_s)
-        self.run_next()
+        return super()._run(rows)
 
     def shutdown(self) -> None:
         self._worker.shutdown()

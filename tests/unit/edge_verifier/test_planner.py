@@ -39,7 +39,7 @@ def taught(planner: Planner, fixed_s: float = 0.02, per_token_s: float = 0.001) 
     """A planner that has seen steps of that cost."""
     for n_tokens in [4, 16, 64, 8, 32, 40] * 30:
         planner.next_action(0.0)
-        planner.step_done(n_tokens, fixed_s + per_token_s * n_tokens, n_window_tokens=n_tokens)
+        planner.step_done(n_tokens, fixed_s + per_token_s * n_tokens, 0.0, n_window_tokens=n_tokens)
     return planner
 
 
@@ -55,7 +55,7 @@ def test_nothing_starts_while_a_step_is_under_way() -> None:
     started(planner)
     planner.add(work(2))
     assert isinstance(planner.next_action(1.0), Idle)
-    planner.step_done(4, STEP_S, n_window_tokens=4)
+    planner.step_done(4, STEP_S, 1.0, n_window_tokens=4)
     assert started(planner, 1.0) == {2: 4}
 
 
@@ -105,7 +105,7 @@ def test_many_that_wait_are_not_held_for_one() -> None:
 
 
 def test_the_hold_follows_the_step_time() -> None:
-    outlook = Outlook(now_s=0.0, oldest_arrival_s=0.0, n_waiting=1, expected_s=(0.03,), step_s=0.1)
+    outlook = Outlook(0.0, 0.0, idle_since_s=-1.0, n_waiting=1, expected_s=(0.03,), step_s=0.1)
     assert Deadline().start_s(outlook) == 0.03
     assert Deadline().start_s(replace(outlook, step_s=0.02)) == 0.0
 
@@ -115,19 +115,34 @@ def test_the_hold_follows_the_step_time() -> None:
     st.integers(1, 20),
     st.floats(0.001, 3.0),
     st.floats(0.0, 5.0),
+    st.floats(0.0, 5.0),
 )
 def test_no_window_is_held_beyond_the_deadline_window(
-    expected_s: list[float], n_waiting: int, step_s: float, age_s: float
+    expected_s: list[float], n_waiting: int, step_s: float, age_s: float, idle_s: float
 ) -> None:
+    """It counts from when the windows could have started: they are there and the engine is idle."""
     policy = Deadline(hold_steps=1.0, max_hold_s=0.25)
-    start_s = policy.start_s(
-        Outlook(10.0, 10.0 - age_s, n_waiting, tuple(10 + t for t in expected_s), step_s)
+    expected = tuple(10.0 + each_s for each_s in expected_s)
+    outlook = Outlook(10.0, 10.0 - age_s, 10.0 - idle_s, n_waiting, expected, step_s)
+    start_s = policy.start_s(outlook)
+    assert start_s == 10.0 or start_s <= 10.0 - min(age_s, idle_s) + min(0.25, step_s)
+
+
+def test_two_groups_that_take_turns_become_one() -> None:
+    """Windows that waited for the step of the others go with those others' next ones."""
+    outlook = Outlook(
+        now_s=1.0,
+        oldest_arrival_s=0.982,
+        idle_since_s=1.0,
+        n_waiting=4,
+        expected_s=(1.002, 1.002, 1.003, 1.003),
+        step_s=0.02,
     )
-    assert start_s == 10.0 or start_s <= 10.0 - age_s + min(0.25, step_s)
+    assert Deadline().start_s(outlook) == 1.003
 
 
 def test_greedy_takes_what_is_there_and_static_waits_for_a_batch() -> None:
-    outlook = Outlook(now_s=5.0, oldest_arrival_s=4.9, n_waiting=3, expected_s=(5.01,), step_s=1.0)
+    outlook = Outlook(5.0, 4.9, idle_since_s=4.95, n_waiting=3, expected_s=(5.01,), step_s=1.0)
     assert Greedy().start_s(outlook) == 5.0
     assert Static(batch_size=3).start_s(outlook) == 5.0
     assert Static(batch_size=4, max_hold_s=0.25).start_s(outlook) == pytest.approx(5.15)
@@ -249,7 +264,7 @@ class Life:
             self.waited_steps[sid] += 1
         again = [self.after(row) for row in rows]
         self.now_s += 0.02 + 0.001 * n_tokens
-        self.planner.step_done(n_tokens, 0.02 + 0.001 * n_tokens, n_window_tokens=n_tokens)
+        self.planner.step_done(n_tokens, 0.02 + 0.001 * n_tokens, self.now_s, n_window_tokens=n_tokens)
         for task in again:
             if task is not None:
                 self.planner.add(task)
