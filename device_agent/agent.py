@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from typing import Self, TypeVar
 from device_agent import board
 from device_agent.adverts import Adverts
 from device_agent.chat import ChatOptions, ChatSession
+from device_agent.chat_events import TurnStats
 from device_agent.config import DeviceConfig
 from device_agent.controller import ControllerOptions
 from device_agent.draft_worker import Drafted, DraftWorker
@@ -34,7 +36,7 @@ from device_agent.session_desk import DeskParts, SessionDesk
 from device_agent.settings import Settings
 from device_agent.tokenizer import ChatTokenizer
 from protocol.codec import decode
-from protocol.errors import MessageError, SessionError
+from protocol.errors import LinkError, MessageError, SessionError
 from protocol.identifiers import new_incarnation, new_seed
 from protocol.link import (
     Connected,
@@ -112,6 +114,7 @@ class DeviceAgent:
                 link=self._link,
                 settings=lambda: self.settings,
                 post=self._inbox.put,
+                on_turn=self._tell_rates,
                 on_change=self._tell_fleet,
                 now_s=clock,
                 controller_options=controller_options,
@@ -164,6 +167,8 @@ class DeviceAgent:
             LinkError: the broker cannot be reached or refuses us, or no verifier is there.
             VocabularyMismatchError: there are verifiers, and all speak another vocabulary.
         """
+        if self._halt_reason:
+            raise _halted(self._halt_reason)
         until_s = time.monotonic() + timeout_s
         self._link.wait_connected(timeout_s)
         with self._readiness:
@@ -307,12 +312,23 @@ class DeviceAgent:
         duties = self._duties_shell.duties
         self._duties_shell.perform(self._link, duties.on_sessions(self.desk.health(), self.now_s()))
 
+    def _tell_rates(self, stats: TurnStats, draft_token_s: float) -> None:
+        rounds_s = [sample.round_s for sample in stats.samples if sample.round_s is not None]
+        actions = self._duties_shell.duties.on_rates(
+            tokens_per_s=stats.tokens_per_s,
+            acceptance=min(1.0, stats.accepted / stats.drafted) if stats.drafted else 0.0,
+            round_ms=1000.0 * statistics.fmean(rounds_s) if rounds_s else 0.0,
+            draft_tokens_per_s=1.0 / draft_token_s if draft_token_s > 0.0 else 0.0,
+            now_s=self.now_s(),
+        )
+        self._duties_shell.perform(self._link, actions)
+
     def _halt(self, reason: str) -> None:
         """Another board uses this identity: leave the broker for good."""
         _logger.error("device %s stops: %s", self.config.identity.device, reason)
         self._halt_reason = reason
         self._link.stop(farewell=self._duties_shell.duties.farewell())
-        self.desk.give_up_all(SessionError(reason, hint="provision this board under a name of its own"))
+        self.desk.give_up_all(_halted(reason))
 
     # ---- parts
 
@@ -345,6 +361,10 @@ class DeviceAgent:
         # At QoS 0 the broker queues no adverts while we are away: what counts is what is retained.
         link.subscribe([Subscription(verdicts), Subscription(adverts, qos=0), *duties.subscriptions()])
         return link
+
+
+def _halted(reason: str) -> LinkError:
+    return LinkError(reason, is_retryable=False, hint="provision this board under a name of its own")
 
 
 def _version() -> str:

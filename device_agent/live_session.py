@@ -20,7 +20,7 @@ from device_agent.actions import (
     NeedDraft,
     Publish,
 )
-from device_agent.chat_events import ChatEvent
+from device_agent.chat_events import ChatEvent, TurnStats
 from device_agent.journal import SessionJournal
 from device_agent.session import DeviceSession
 from device_agent.tokenizer import TextStream
@@ -60,7 +60,8 @@ class LiveSession:
     """Carries out what the machine asks, in order. Used by the agent's thread alone.
 
     Attributes:
-        is_new: its text has not begun, so that the next message opens the conversation.
+        on_closed: called when the session is over for good.
+        last_turn: figures of the turn that ended last.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class LiveSession:
     ) -> None:
         self.machine = machine
         self.on_closed: Callable[[], None] | None = None
+        self.last_turn: TurnStats | None = None
         self._journal = journal
         self._shell = shell
         self._new_stream = new_stream
@@ -178,6 +180,8 @@ class LiveSession:
         is_over = isinstance(action, Finished | Failed)
         if is_over:
             self._record = None
+            if record is not None:
+                self.last_turn = record.stats(self.machine.binding.name, self._shell.now_s())
             self._shell.turn_ended(self)
         if record is not None:
             for event in record.events(action, self.machine.binding.name, self._shell.now_s()):

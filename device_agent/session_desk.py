@@ -9,6 +9,7 @@ from functools import partial
 
 from device_agent.actions import Binding, FindVerifier, NeedDraft
 from device_agent.adverts import Adverts
+from device_agent.chat_events import TurnStats
 from device_agent.controller import Controller, ControllerOptions
 from device_agent.draft_worker import Drafted, DraftWorker
 from device_agent.drafter import DrafterInfo
@@ -20,7 +21,7 @@ from device_agent.settings import Settings
 from device_agent.tokenizer import ChatTokenizer
 from device_agent.turns import SessionOptions
 from protocol.codec import decode_reply, encode
-from protocol.errors import LinkError, MessageError, SessionError
+from protocol.errors import LinkError, MessageError, SessionError, SledError
 from protocol.identifiers import SLOTS, new_uid
 from protocol.link import Link, Received
 from protocol.messages import Refusal, SamplerSettings, SessionHealth, Window
@@ -38,6 +39,7 @@ class DeskParts:
 
     Attributes:
         post: puts a step into the agent's inbox, to be run after the present one.
+        on_turn: called with the figures of a turn that ended, and seconds to draft one token.
         on_change: called when a turn ended or the set of sessions changed.
         settings: the device's settings in force.
     """
@@ -52,6 +54,7 @@ class DeskParts:
     link: Link
     settings: Callable[[], Settings]
     post: Callable[[Callable[[], None]], None]
+    on_turn: Callable[[TurnStats, float], None]
     on_change: Callable[[], None]
     now_s: Callable[[], float]
     controller_options: ControllerOptions | None = None
@@ -138,7 +141,7 @@ class SessionDesk:
             live.detach()
         self._sessions.clear()
 
-    def give_up_all(self, error: SessionError) -> None:
+    def give_up_all(self, error: SledError) -> None:
         """End all turns under way with `error`."""
         for live in self._sessions.values():
             live.give_up(error)
@@ -279,6 +282,8 @@ class SessionDesk:
         """Nothing is drafted any more; the fleet may look."""
         self._parts.worker.cancel(live.slot)
         self._seeking.pop(live.slot, None)
+        if live.last_turn is not None:
+            self._parts.on_turn(live.last_turn, live.machine.draft_token_s)
         self._parts.on_change()
 
     def session_closed(self, live: LiveSession) -> None:

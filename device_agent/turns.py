@@ -96,6 +96,11 @@ class SessionTurns:
         return self._outbox.generation
 
     @property
+    def draft_token_s(self) -> float:
+        """Seconds that the drafter takes for one token, as measured."""
+        return self._controller.draft_s
+
+    @property
     def is_interrupted(self) -> bool:
         """Whether the last turn was cut off by a restart and `continue_turn` can finish it."""
         return self._is_interrupted and not self.is_active

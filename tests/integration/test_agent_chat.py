@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,13 @@ from device_agent.chat_events import ChatEvent, Failed, Finished, TextDelta, Tur
 from edge_verifier.config import VerifierConfig
 from edge_verifier.engines.table_engine import TableEngine
 from edge_verifier.service import VerifierService
+from protocol.codec import decode
 from protocol.coupling import Ends, decode_alone
 from protocol.errors import LinkError, SessionError, VocabularyMismatchError
-from protocol.messages import SamplerSettings
-from tests.live_fleet import WAIT_S, LiveFleet
+from protocol.link import Received, Subscription
+from protocol.messages import SamplerSettings, Telemetry
+from protocol.topics import TELEMETRY
+from tests.live_fleet import WAIT_S, LiveFleet, Recorder
 from tests.table_device import PIECES, STOP_ID, TableDrafter, table_agent, table_engine
 
 SAMPLED = ChatOptions(temperature=0.9, top_p=0.95, seed=11)
@@ -258,6 +262,46 @@ def test_a_restarted_device_resumes_its_last_conversation(live_fleet: LiveFleet,
                 agent.chat(resume=True)
 
 
+def test_a_device_killed_in_the_middle_of_an_answer_finishes_it(
+    live_fleet: LiveFleet, tmp_path: Path
+) -> None:
+    """What is on disk at that moment is given to another process, which must come to the same text."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    engine = table_engine()
+    with serving(live_fleet, engine):
+        with table_agent(live_fleet, "dev-a", first, TableDrafter(engine, error_rate=1.0)) as agent:
+            agent.wait_ready(WAIT_S)
+            events = agent.chat(ChatOptions(temperature=1.3, seed=8, max_tokens=400)).send("hold on")
+            begun = list(islice(events, 3))
+            shutil.copytree(first / "journal", second / "journal")
+            list(events)
+        with table_agent(live_fleet, "dev-b", second, TableDrafter(engine)) as agent:
+            agent.wait_ready(WAIT_S)
+            chat = agent.chat(resume=True)
+            assert chat.is_interrupted
+            shown = tuple(token for event in begun if isinstance(event, TextDelta) for token in event.tokens)
+            rest = list(chat.continue_answer())
+            chat.close()
+    stats = last(iter(rest))
+    assert stats.token_ids[: len(shown)] == shown
+    assert list(stats.token_ids) == alone(stats, 400)
+
+
+def test_the_fleet_hears_of_a_turn_s_rates(live_fleet: LiveFleet, agent: DeviceAgent) -> None:
+    recorder = Recorder()
+    topic = TELEMETRY.topic("f", d="dev-a")
+    with live_fleet.link("fleet.ops", recorder) as link:
+        link.subscribe([Subscription(topic, qos=0)])
+        link.wait_subscribed(WAIT_S)
+        with agent.chat(ChatOptions(temperature=1.3, seed=8)) as chat:
+            stats = last(chat.send("hold on"))
+        message = recorder.next(Received)
+    telemetry = decode(Telemetry, message.payload)
+    assert telemetry.tokens_per_s == pytest.approx(stats.tokens_per_s, rel=0.5)
+    assert telemetry.acceptance == pytest.approx(stats.accepted / stats.drafted)
+
+
 def test_a_verifier_restart_in_the_middle_changes_nothing(live_fleet: LiveFleet, tmp_path: Path) -> None:
     with table_agent(
         live_fleet, "dev-a", tmp_path, TableDrafter(table_engine(), error_rate=1.0), max_draft=1
@@ -353,3 +397,27 @@ def test_a_full_disk_ends_the_turn_with_its_sentence(
     assert "No space left" in str(end.error)
     assert last(chat.send("now there is room")).tokens
     chat.close()
+
+
+def test_p17_a_cloned_identity_is_said_and_one_of_the_two_leaves(
+    own_fleet: LiveFleet, tmp_path: Path
+) -> None:
+    """Two boards with one identity kick each other off: one sees the other's birth, stops and says so."""
+    homes = tmp_path / "one", tmp_path / "two"
+    for home in homes:
+        home.mkdir()
+    engine = table_engine()
+    with serving(own_fleet, engine):
+        agents = [table_agent(own_fleet, "dev-a", home, TableDrafter(engine)) for home in homes]
+        with agents[0]:
+            agents[0].wait_ready(WAIT_S)
+            with agents[1]:
+                wait_for(lambda: any(agent.halt_reason for agent in agents))
+                halted = next(agent for agent in agents if agent.halt_reason)
+                assert "another board uses the identity dev-a" in halted.halt_reason
+                with pytest.raises(LinkError, match="another board"):
+                    halted.wait_ready(1.0)
+                other = next(agent for agent in agents if agent is not halted)
+                other.wait_ready(WAIT_S)
+                with other.chat() as chat:
+                    assert last(chat.send("still here")).tokens
