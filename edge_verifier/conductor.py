@@ -28,11 +28,11 @@ from edge_verifier.engine import CapacityError, Engine, StepResult
 from edge_verifier.engine_room import EngineRoom
 from edge_verifier.metrics import Metrics
 from edge_verifier.planner import Planner, Step, Wait
-from edge_verifier.session import Slice
 from edge_verifier.step_record import StepRecord, StepRecords
 from edge_verifier.table import SessionTable
 from edge_verifier.verdicts import Timing, judge_rows, price_ms
 from edge_verifier.window_checks import Fault, refusal
+from edge_verifier.work import Slice
 from protocol.coupling import Judgement
 from protocol.messages import Checkpoint, Refusal, Verdict, Window
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from edge_verifier.engine import Engine, Row, StepResult
-from edge_verifier.session import Slice
+from edge_verifier.work import Slice
 
 
 class EngineRoom:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from edge_verifier.arrivals import Arrivals
 from edge_verifier.policies import Deadline, Outlook, Policy
-from edge_verifier.session import Work
 from edge_verifier.step_cost import StepCost
+from edge_verifier.work import Work
 
 
 @dataclass(frozen=True)

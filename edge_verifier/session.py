@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from edge_verifier.work import Pending, Slice, Work
 from protocol.chain import Chain
 from protocol.coupling import Ends, Judgement
 from protocol.messages import Checkpoint, Finished, Opening, SamplerSettings, Verdict, Window
@@ -24,63 +24,6 @@ INLINE_TOKENS = 48
 
 MAX_SLACK_S = 2.0
 """However much text a session has in hand, its window is due this long after it came: none starves."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A window that waits to be judged; its context, if it had any, is already part of the text.
-
-    Attributes:
-        base: absolute index of the first of `draft`.
-        hash: chain hash of the text before `base`, presumed tokens included.
-        ack: where its verdict starts; at most `base`.
-    """
-
-    round: int
-    base: int
-    hash: str
-    ack: int
-    draft: tuple[int, ...]
-    arrived_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a session wants from the next steps, in the planner's terms.
-
-    Attributes:
-        n_prefill: tokens that may be fed in chunks of any size, in any steps.
-        n_final: tokens after them that go in one step and are judged.
-        n_cached: positions that are cached already.
-        deadline_s: when the session's shown text runs dry.
-    """
-
-    sid: int
-    device: str
-    n_prefill: int
-    n_final: int
-    n_cached: int
-    arrived_s: float
-    deadline_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """One session's part of one step.
-
-    Attributes:
-        epoch: the session's epoch when it was cut; the result counts only while that is unchanged.
-        start: the engine's cache is rolled back to this length, and `tokens` follow.
-        n_logits: for the last positions of `tokens`; 0 for a chunk of a prompt.
-        pending: the window that is judged with the logits; None for a chunk.
-    """
-
-    sid: int
-    epoch: int
-    start: int
-    tokens: tuple[int, ...]
-    n_logits: int
-    pending: Pending | None
 
 
 class Session:

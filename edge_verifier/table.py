@@ -20,11 +20,12 @@ from edge_verifier.effects import (
     WriteCheckpoint,
 )
 from edge_verifier.engine import EngineInfo
-from edge_verifier.session import MAX_AHEAD, Pending, Session, Slice, Work
+from edge_verifier.session import MAX_AHEAD, Session
 from edge_verifier.strangers import Strangers
 from edge_verifier.table_rules import TableRules
 from edge_verifier.verdicts import Timing, known_verdict, verdict_of
 from edge_verifier.window_checks import Fault, find_fault, longest_text, refusal, text_fault
+from edge_verifier.work import Pending, Slice, Work
 from protocol.coupling import Judgement
 from protocol.messages import Window
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_verifier.session import Pending, Session
+from edge_verifier.session import Session
+from edge_verifier.work import Pending
 from protocol.coupling import Ends, Judgement, judge
 from protocol.messages import SamplerSettings, Verdict, Window
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from edge_verifier.planner import Idle, PlannedRow, Planner, PlannerLimits, Step, Wait
 from edge_verifier.policies import POLICIES, Deadline, Greedy, Outlook, PolicyName, Static
-from edge_verifier.session import INLINE_TOKENS, MAX_SLACK_S, Work
+from edge_verifier.session import INLINE_TOKENS, MAX_SLACK_S
+from edge_verifier.work import Work
 
 STEP_S = 0.05
 
