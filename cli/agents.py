@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from device_agent.agent import DeviceAgent
+    from device_agent.controller import ControllerOptions
 
 
-def agent_of(home: Path, overrides: Mapping[str, Any] | None = None) -> DeviceAgent:
+def agent_of(
+    home: Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    controller: ControllerOptions | None = None,
+) -> DeviceAgent:
     """The agent of the device installed in `home`, not started yet.
 
     Args:
         overrides: `section.key` to value, on top of file and environment; None values were not typed.
+        controller: bounds of speculation; None takes them from the settings.
 
     Raises:
         ConfigError: there is no device, or a setting is not legal.
@@ -31,4 +38,4 @@ def agent_of(home: Path, overrides: Mapping[str, Any] | None = None) -> DeviceAg
     tokenizer = ChatTokenizer(load_vocabulary(config.model_file))
     n_threads = config.settings.draft_threads or None
     drafter = load_drafter("llama.cpp", config.model_file, n_threads=n_threads)
-    return DeviceAgent(config, drafter, tokenizer)
+    return DeviceAgent(config, drafter, tokenizer, controller_options=controller)

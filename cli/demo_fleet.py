@@ -20,6 +20,7 @@ from cli.site import Site
 from cli.targets import resolve_draft, resolve_target
 from device_agent.agent import DeviceAgent
 from device_agent.chat import ChatOptions, ChatSession
+from device_agent.controller import ControllerOptions
 from protocol.errors import ConfigError
 from protocol.identifiers import new_seed
 from protocol.messages import SamplerSettings
@@ -35,7 +36,11 @@ CONNECT_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo runs; `drafts` are given to the devices in turn."""
+    """What the demo runs; `drafts` are given to the devices in turn.
+
+    Attributes:
+        controller: bounds of speculation; None leaves them to the device's settings.
+    """
 
     n_devices: int
     drafts: tuple[str, ...]
@@ -44,6 +49,7 @@ class DemoOptions:
     threads: int | None
     verifier_log: Path | None
     chat: ChatOptions
+    controller: ControllerOptions | None = None
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse what cannot work before anything is started.
@@ -171,7 +177,8 @@ class DemoFleet:
         )
         home = self._folder / name
         install(bundle, home)
-        return DemoDevice(name, draft, parts.enter_context(agent_of(home)))
+        agent = agent_of(home, controller=self._options.controller)
+        return DemoDevice(name, draft, parts.enter_context(agent))
 
     def _ask(self, device: DemoDevice, index: int, prompt: str, show: Any) -> DemoAnswer:  # noqa: ANN401 - a callback or None
         base = self._options.chat.seed

@@ -50,19 +50,21 @@ def printable(text: str) -> str:
 
 
 def start_logging(verbosity: int, log_file: Path | None) -> None:
-    """Send log records to stderr (0: warnings, 1: info, 2: debug) and, at info or finer, to `log_file`."""
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
-    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    stderr = logging.StreamHandler()
-    stderr.setLevel(level)
-    handlers: list[logging.Handler] = [stderr]
+    """Where log records go: warnings to stderr, and with verbosity 1 infos, with 2 everything.
+
+    With `log_file` stderr keeps to warnings, and the file gets infos, with verbosity 1 everything.
+    """
+    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
+    stderr: logging.Handler = logging.StreamHandler()
+    stderr.setLevel(levels[0] if log_file else levels[min(verbosity, 2)])
+    handlers = [stderr]
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(log_file)
-        file.setLevel(min(level, logging.INFO))
+        file.setLevel(levels[min(verbosity + 1, 2)])
         handlers.append(file)
     root = logging.getLogger()
     root.setLevel(min(handler.level for handler in handlers))
     for handler in handlers:
-        handler.setFormatter(form)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)

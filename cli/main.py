@@ -43,9 +43,11 @@ def _print_version(value: bool) -> None:  # noqa: FBT001  the signature that typ
 def _options(
     *,
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Log to stderr; twice for every step.")
+        int, typer.Option("--verbose", "-v", count=True, help="Log more; twice for everything.")
     ] = 0,
-    log_file: Annotated[Path | None, typer.Option(help="Also write the log here.")] = None,
+    log_file: Annotated[
+        Path | None, typer.Option(help="Write the log here, with more in it than on stderr.")
+    ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.sled import Done, sled
+from tests.tiny_models import TinyPair
 
 
 def assert_refused(done: Done, *words: str) -> None:
@@ -66,3 +67,11 @@ def test_a_broker_that_refuses(tmp_path: Path) -> None:
 
 def test_a_device_that_was_never_installed(tmp_path: Path) -> None:
     assert_refused(sled(tmp_path, "chat", "--home", str(tmp_path / "none")), "sled device install")
+
+
+@pytest.mark.timeout(200)
+def test_a_draft_of_another_vocabulary_is_refused_with_both_named(
+    tmp_path: Path, tiny_pair: TinyPair
+) -> None:
+    done = sled(tmp_path, "demo", "--target", str(tiny_pair.target), "--draft", "draft")
+    assert_refused(done, "draft model sled draft", "does not fit target model target")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.sled import Done, sled
+from tests.tiny_models import TinyPair
 
 PROMPTS = [
     "lower the kitchen blinds",
@@ -108,3 +109,19 @@ def test_without_a_terminal_one_prompt_is_answered_and_figures_are_printed(tmp_p
     assert len(done.stdout.strip()) > 0
     assert re.search(r"\d+ tokens", done.stderr)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(200)
+def test_any_target_directory_and_gguf_draft_go_together(tmp_path: Path, tiny_pair: TinyPair) -> None:
+    models = (
+        "--target",
+        str(tiny_pair.target),
+        "--draft",
+        str(tiny_pair.draft),
+        "--draft",
+        str(tiny_pair.stranger),
+    )
+    limits = ("--devices", "2", "--max-tokens", "24", "--temperature", "0.9")
+    _, answers = demo(tmp_path, *models, *limits, "--prompt", "turn on the light")
+    assert [answer["identical_to_target"] for answer in answers] == [True, True]
+    assert [answer["draft"] for answer in answers] == [str(tiny_pair.draft), str(tiny_pair.stranger)]
