@@ -40,6 +40,7 @@ class DemoOptions:
 
     Attributes:
         controller: bounds of speculation; None leaves them to the device's settings.
+        verbosity: of the verifier's log.
     """
 
     n_devices: int
@@ -50,6 +51,7 @@ class DemoOptions:
     verifier_log: Path | None
     chat: ChatOptions
     controller: ControllerOptions | None = None
+    verbosity: int = 0
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse what cannot work before anything is started.
@@ -113,6 +115,7 @@ class DemoFleet:
                 dtype=options.dtype,
                 threads=options.threads,
                 log_file=options.verifier_log or self._folder / "verifier.log",
+                verbosity=options.verbosity,
             )
             parts.enter_context(site)
             # The target loads in its own process while the devices are provisioned and started.

@@ -42,10 +42,12 @@ class Site:
         backend_port: int | None = None,
         host: str = "localhost",
         log_file: Path | None = None,
+        verbosity: int = 0,
     ) -> None:
         resolve_target(target)
         self._fleet = fleet
         self._log_file = log_file
+        self._verbosity = verbosity
         self._host = host
         self._verifier_arguments = [
             *("--fleet", str(fleet.path), "--name", VERIFIER_NAME),
@@ -69,7 +71,9 @@ class Site:
         with ExitStack() as parts:
             parts.enter_context(self.broker)
             self.address.store(self._fleet.path)
-            verifier = VerifierProcess(self._verifier_arguments, log_file=self._log_file)
+            verifier = VerifierProcess(
+                self._verifier_arguments, log_file=self._log_file, verbosity=self._verbosity
+            )
             self._verifier = parts.enter_context(verifier)
             self._parts = parts.pop_all()
         return self

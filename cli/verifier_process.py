@@ -35,8 +35,8 @@ class VerifierProcess:
     it sees the end of the pipe and stops. Its stderr is ours.
     """
 
-    def __init__(self, arguments: Sequence[str], *, log_file: Path | None = None) -> None:
-        logging = ["--log-file", str(log_file)] if log_file else []
+    def __init__(self, arguments: Sequence[str], *, log_file: Path | None = None, verbosity: int = 0) -> None:
+        logging = [*(["--log-file", str(log_file)] if log_file else []), *["-v"] * verbosity]
         command = [sys.executable, "-m", "cli", *logging, "verifier", "run", "--json", "--until-stdin-closes"]
         self._process = subprocess.Popen(
             [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True

@@ -82,6 +82,7 @@ class Judged:
         draft_s: time spent on drafting this window's tokens.
         round_s: from publishing to the verdict; None when it was sent more than once or behind another.
         queue_s, engine_s: as the verifier measured them.
+        at_s: when the verdict was taken.
     """
 
     n_drafted: int
@@ -91,6 +92,7 @@ class Judged:
     round_s: float | None
     queue_s: float
     engine_s: float
+    at_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,11 +57,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class ControllerOptions:
-    """Bounds of the controller; `n_draft` fixes the window length and all else."""
+    """Bounds of the controller; `n_draft` fixes the window length and all else.
+
+    Attributes:
+        may_draft_ahead: False never drafts while a window is under way, so that a round's parts add up.
+    """
 
     max_draft: int = 8
     max_in_flight: int = 2
     n_draft: int | None = None
+    may_draft_ahead: bool = True
 
 
 class Controller:
@@ -119,7 +124,7 @@ class Controller:
         n = self._window_length(bound) if fixed is None else min(fixed, bound)
         return Plan(
             n_draft=n,
-            is_ahead=n > 0 and (fixed is not None or self._saves_ahead(n)),
+            is_ahead=n > 0 and self._options.may_draft_ahead and (fixed is not None or self._saves_ahead(n)),
             max_in_flight=self._options.max_in_flight if n and (fixed or self._fills_wait(n)) else 1,
             patience_s=max(2.0 * n * self.draft_s, self.round_s, MIN_PATIENCE_S),
         )

@@ -257,6 +257,7 @@ class DeviceSession(SessionTurns):
                 round_s=round_s,
                 queue_s=verdict.queue_us / 1e6,
                 engine_s=verdict.engine_us / 1e6,
+                at_s=now_s,
             )
         )
 

@@ -236,6 +236,12 @@ class Conductor:
         if judgement.finished is None and not is_queued:
             self.planner.arrivals.answered(piece.sid, now_s)
         self.perform(effects)
+        if piece.pending is not None:
+            round_, arrived_s = piece.pending.round, piece.pending.arrived_s
+            answered_s = self._clock()
+            _logger.debug(
+                "window %d/%d: arrived %.6f, answered %.6f", piece.sid, round_, arrived_s, answered_s
+            )
 
     # ---- effects
 
