@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 from jinja2 import Environment
 
-from training import household, smalltalk
+from training import drills, household, smalltalk
 from training.agreement import answer_places, per_window
 from training.batches import system_end
 from training.chat import ASSISTANT, END, SPECIAL_TOKENS, TEMPLATE, Message, parsed, rendered
@@ -67,3 +67,12 @@ def test_places_and_windows() -> None:
     system = SPECIAL_TOKENS.index("<|system|>")
     assert system_end(np.array([0, system, 9, end, 9], dtype=np.uint16)) == 4
     assert system_end(np.array([0, 9, end], dtype=np.uint16)) == 0
+
+
+def test_drills_call_listed_devices_by_their_names() -> None:
+    for seed in range(40):
+        thread = next(drills.threads([SYSTEM], Random(seed)))
+        assert [m.role for m in thread[:3]] == ["system", "user", "assistant"]
+        named = [c.arguments["name"] for m in thread for c in household.calls(m.content)]
+        assert set(named) <= {"Hall Light", "Bay Blinds"}
+        assert not any("{" in m.content for m in thread if m.role == "user")
