@@ -12,6 +12,7 @@ from protocol.sampler import choose
 from training.chat import ASSISTANT, END, SPECIAL_TOKENS
 
 Rows = NDArray[np.float32]
+Figures = dict[str, dict[str, float]]
 
 TEMPERATURES = (0.0, 0.7, 1.0)
 WINDOWS = (4, 8)
@@ -51,11 +52,16 @@ class Tally:
             "draft_loss": fmean(self.draft_loss),
         }
         for temperature, same in self.same.items():
-            found[f"accepted_t{temperature}"] = fmean(same)
-            found[f"maximal_t{temperature}"] = fmean(self.best[temperature])
+            found[f"accepted_{name(temperature)}"] = fmean(same)
+            found[f"maximal_{name(temperature)}"] = fmean(self.best[temperature])
             for window in WINDOWS:
-                found[f"per_window_of_{window}_t{temperature}"] = per_window(same, window)
+                found[f"per_window_of_{window}_{name(temperature)}"] = per_window(same, window)
         return found
+
+
+def name(temperature: float) -> str:
+    """A temperature within the name of a figure, such as `t0_7`."""
+    return f"t{temperature:g}".replace(".", "_")
 
 
 def log_probabilities(rows: Rows) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ import typer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from training import smalltalk
+from training import drills, smalltalk
 from training.chat import DOCUMENT, Message, parsed, rendered
 from training.household import calls, colors, devices, mended
 
@@ -30,6 +30,8 @@ Ids = NDArray[np.uint16]
 HELD_SHARE = 0.02
 HELD_MOST = 400
 SECTION_CHARACTERS = 6_000
+DRILLS_MOST = 5_000
+PLAIN_PERSONA = "You are 'Al'"
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,21 @@ class Domain:
 
 
 DOMAINS = (
-    Domain("house", "home_assistant_requests_train", 0.36, "chat"),
-    Domain("smalltalk", None, 0.06, "chat"),
+    Domain("house", "home_assistant_requests_train", 0.30, "chat"),
+    Domain("drills", None, 0.18, "chat"),
+    Domain("smalltalk", None, 0.07, "chat"),
     Domain("camrest", "camrest_dialogues", 0.015, "chat"),
     Domain("woz", "woz_dialogues", 0.02, "chat"),
     Domain("multiwoz", "multiwoz_valtest_dialogues", 0.045, "chat"),
     Domain("taskmaster", "taskmaster4_dialogues", 0.03, "chat"),
     Domain("instructions", "rasbt_instructions_1100", 0.01, "chat"),
-    Domain("tldr", "tldr_en_pages", 0.09),
-    Domain("powershell", "powershell_docs", 0.05),
-    Domain("python", "thealgorithms_python", 0.06),
-    Domain("maths", "gsm8k_train", 0.08),
-    Domain("storybooks", "storybooks_ccby_en", 0.06),
-    Domain("fairytales", "fairytaleqa_stories", 0.07),
-    Domain("novels", "english_novels", 0.05),
+    Domain("tldr", "tldr_en_pages", 0.07),
+    Domain("powershell", "powershell_docs", 0.03),
+    Domain("python", "thealgorithms_python", 0.04),
+    Domain("maths", "gsm8k_train", 0.06),
+    Domain("storybooks", "storybooks_ccby_en", 0.05),
+    Domain("fairytales", "fairytaleqa_stories", 0.06),
+    Domain("novels", "english_novels", 0.03),
 )
 
 
@@ -77,10 +80,13 @@ def documents(data: Path, part: Part | None) -> dict[str, list[str]]:
         random = Random(f"smalltalk {part}")
         spoken = list(_smalltalk(threads, chosen, random))
         rendering["smalltalk"] = [rendered(thread) for thread in spoken]
+        plain = [t[0].content for t in threads["house"] if t[0].content.startswith(PLAIN_PERSONA)]
+        drilled = drills.threads(plain[:DRILLS_MOST], random)
+        rendering["drills"] = [rendered(thread) for thread in drilled]
         if part == "train":
             rendering["house"] += [rendered(t) for t in joined(threads["house"], random)]
-    plain = {name: [DOCUMENT + text for text in chosen[name]] for name in chosen}
-    return plain | rendering
+    texts = {name: [DOCUMENT + text for text in chosen[name]] for name in chosen}
+    return texts | rendering
 
 
 def _is_chat(domain: Domain, chosen: dict[str, list[str]]) -> bool:

@@ -6,7 +6,7 @@ choose with the product's own sampler. With `--everything`, every text in the fo
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ import torch
 import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from training.agreement import Rows, Tally, answer_places
+from training.agreement import TEMPERATURES, WINDOWS, Figures, Rows, Tally, answer_places, name
 from training.corpus import documents
 from training.llama import LlamaModel
 
@@ -31,7 +31,7 @@ class Evaluation:
         )
         self._draft = LlamaModel(pair / f"{draft}.gguf", threads)
 
-    def domain(self, name: str, texts: Iterable[str], most: int) -> dict[str, dict[str, float]]:
+    def domain(self, domain: str, texts: Iterable[str], most: int) -> Figures:
         """Figures of a domain, and of its answers alone where it has any."""
         whole, answers = Tally(), Tally()
         for text in texts:
@@ -41,8 +41,8 @@ class Evaluation:
             target, draft = self._rows(ids), self._draft.logits(ids)
             whole.add(ids, target, draft, range(1, len(ids)))
             answers.add(ids, target, draft, answer_places(ids))
-        rows = {name: whole.figures()}
-        return rows | ({f"{name}, answers": answers.figures()} if answers.target_loss else {})
+        rows = {domain: whole.figures()}
+        return rows | ({f"{domain}, answers": answers.figures()} if answers.target_loss else {})
 
     def _rows(self, ids: list[int]) -> Rows:
         with torch.no_grad():
@@ -50,13 +50,26 @@ class Evaluation:
         return rows
 
 
-def table(figures: dict[str, dict[str, float]]) -> str:
-    """The figures as a Markdown table, a row for each domain."""
-    names = list(next(iter(figures.values())))
-    lines = [f"| domain | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+def tables(figures: Figures) -> str:
+    """The figures as two Markdown tables: loss with acceptance, and drafts accepted per window."""
+    acceptance = {
+        "tokens": "{tokens:.0f}",
+        "loss, target": "{target_loss:.2f}",
+        "loss, draft": "{draft_loss:.2f}",
+    } | {f"T = {t:g}": f"{{accepted_{name(t)}:.3f}} / {{maximal_{name(t)}:.3f}}" for t in TEMPERATURES}
+    windows = {
+        f"{w} drafts, T = {t:g}": f"{{per_window_of_{w}_{name(t)}:.2f}}"
+        for w in WINDOWS
+        for t in TEMPERATURES
+    }
+    return "\n\n".join(_table(figures, columns) for columns in (acceptance, windows))
+
+
+def _table(figures: Figures, columns: Mapping[str, str]) -> str:
+    lines = [f"| domain | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for domain, row in figures.items():
-        cells = [f"{row[n]:.0f}" if n == "tokens" else f"{row[n]:.3f}" for n in names]
-        lines.append(f"| {domain} | {' | '.join(cells)} |")
+        cells = " | ".join(cell.format(**row) for cell in columns.values())
+        lines.append(f"| {domain} | {cells} |")
     return "\n".join(lines)
 
 
@@ -73,10 +86,10 @@ def main(
     """Loss and acceptance by domain."""
     torch.set_num_threads(threads)
     evaluation = Evaluation(pair, draft, threads)
-    figures: dict[str, dict[str, float]] = {}
-    for name, texts in documents(data, None if everything else "held").items():
-        figures |= evaluation.domain(name, texts, positions)
-    typer.echo(table(figures))
+    figures: Figures = {}
+    for domain, texts in documents(data, None if everything else "held").items():
+        figures |= evaluation.domain(domain, texts, positions)
+    typer.echo(tables(figures))
     if out is not None:
         out.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -19,6 +19,7 @@ from training.generation import continued
 from training.household import Call, calls, devices
 
 NEW_TOKENS = 160
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Request:
         """Actions and devices of an answer, entity ids and names being the same device."""
         return frozenset((call.action, self._device(call)) for call in calls(answer))
 
+    def is_answerable(self) -> bool:
+        """Whether every device that the expected answer calls is on the list."""
+        return all(device != UNKNOWN for _, device in self.outcome(self.expected))
+
     def is_right(self, answer: str) -> bool:
         """Whether an answer calls what was expected, or like it calls nothing."""
         return self.outcome(answer) == self.outcome(self.expected)
@@ -40,7 +45,7 @@ class Request:
     def _device(self, call: Call) -> str:
         wanted = str(call.arguments.get("name", "")).lower()
         listed = devices(self.system)
-        return next((d.entity for d in listed if wanted in {d.entity, d.name.lower()}), f"unknown {wanted}")
+        return next((d.entity for d in listed if wanted in {d.entity, d.name.lower()}), UNKNOWN)
 
 
 def requests(texts: Sequence[str]) -> list[Request]:
@@ -61,7 +66,9 @@ def main(
     show: Annotated[int, typer.Option(help="Print this many wrong answers.")] = 0,
 ) -> None:
     """Count right answers among requests that ask for an action, and among the others."""
-    asked = requests(documents(data, None if everything else "held")["house"])
+    found = requests(documents(data, None if everything else "held")["house"])
+    asked = [request for request in found if request.is_answerable()]
+    typer.echo(f"left out, as they call a device that is not listed: {len(found) - len(asked)}")
     tokenizer = AutoTokenizer.from_pretrained(pair / "target")
     model = AutoModelForCausalLM.from_pretrained(pair / "target", dtype=torch.float32)
     prompts = [tokenizer(request.prompt)["input_ids"] for request in asked]

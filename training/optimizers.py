@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-MUON_RATE = 5e-3
-ADAM_RATE = 3e-3
+MUON_RATE = 3e-3
+ADAM_RATE = 2e-3
 
 
 class Optimizers:

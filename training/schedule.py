@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 WARMUP_STEPS = 60
-DECAY_FROM = 0.6
+DECAY_FROM = 0.4
 FLOOR = 0.02
 
 

@@ -4,9 +4,11 @@ Command: `python -m training.trainer --work FOLDER --minutes 80`.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import torch
@@ -21,6 +23,8 @@ from training.chat import DOCUMENT, END, SPECIAL_TOKENS
 from training.corpus import loaded
 from training.optimizers import Optimizers
 from training.schedule import Budget, rate
+
+REPORT_EVERY = 20
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -93,21 +97,20 @@ class Trainer:
         self._optimizers.restore(saved.optimizers)
         self._packer.restore(saved.packer)
         self._step = saved.step
-        budget = self._plan.budget
-        self._plan = Plan(
-            **vars(self._plan) | {"budget": Budget(budget.minutes, budget.steps, saved.spent_s)}
-        )
+        self._plan = replace(self._plan, budget=replace(self._plan.budget, spent_s=saved.spent_s))
         typer.echo(f"resumed at step {saved.step}")
 
     def run(self) -> None:
         """Train until the budget is used up, and save."""
         budget, saved_at = self._plan.budget, time.monotonic()
+        recent: deque[float] = deque(maxlen=REPORT_EVERY)
         while (progress := budget.progress(self._step)) < 1.0:
-            loss = self._train(self._packer.batch(self._step), rate(self._step, progress))
-            if self._step % 20 == 0:
+            recent.append(self._train(self._packer.batch(self._step), rate(self._step, progress)))
+            if self._step % REPORT_EVERY == 0:
                 tokens = sum(self._packer.placed.values())
+                minutes = budget.elapsed_s() / 60
                 typer.echo(
-                    f"step {self._step} loss {loss:.3f} tokens {tokens} minutes {budget.elapsed_s() / 60:.1f}"
+                    f"step {self._step} loss {fmean(recent):.3f} tokens {tokens} minutes {minutes:.1f}"
                 )
             if time.monotonic() - saved_at > self._plan.save_every_s:
                 self._save()

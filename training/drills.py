@@ -1,0 +1,207 @@
+"""Generated house conversations of several plain requests over one device list.
+
+The house set asks one thing of each device list. A drill asks several, in the same
+words and with the same actions, so that finding a device and saying its name is learnt
+from far fewer tokens, and so that a second request is as good as a first.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from training.chat import Message
+from training.household import Device, devices
+
+MOST_TURNS = 6
+ABSENT_SHARE = 0.08
+QUESTION_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A way to ask something of a device: `{n}` is its name, `{v}` a value."""
+
+    action: str
+    requests: tuple[str, ...]
+    begun: str
+    done: str
+    argument: str = ""
+    values: tuple[str | int, ...] = ("",)
+
+
+def _switching(on: str, off: str) -> tuple[Drill, ...]:
+    """Drills for what is turned on and off, each with its verbs, divided by commas."""
+    drills = []
+    for action, state, verbs in (("HassTurnOn", "on", on), ("HassTurnOff", "off", off)):
+        requests = tuple(f"{verb} the {{n}}" for verb in verbs.split(","))
+        short = (f"turn the {{n}} {state}", f"{{n}} {state}", f"can you turn {state} the {{n}}?")
+        drills.append(
+            Drill(action, requests + short, f"turning {state} {{n}} now.", f"the {{n}} is now {state}.")
+        )
+    toggled = ("toggle the {n}", "switch the state of the {n}")
+    return (*drills, Drill("HassToggle", toggled, "toggling {n} now.", "the {n} has been toggled."))
+
+
+_COLORS = ("red", "green", "blue", "purple", "orange", "indigo", "gold", "white", "pink", "plum")
+_ITEMS = (
+    "buy milk",
+    "call the dentist",
+    "water the plants",
+    "pay the rent",
+    "clean the windows",
+    "book a table",
+)
+
+DRILLS: dict[str, tuple[Drill, ...]] = {
+    "light": (
+        *_switching("turn on,switch on,light up", "turn off,switch off,shut off"),
+        Drill(
+            "HassTurnOn",
+            ("turn the {n} {v}", "set the {n} to {v}", "make the {n} {v}"),
+            "setting {n} to {v} now.",
+            "the {n} is now {v}.",
+            values=_COLORS,
+        ),
+    ),
+    "switch": _switching("turn on,switch on,activate", "turn off,switch off,shut off"),
+    "fan": _switching("turn on,switch on,start", "turn off,switch off,stop"),
+    "cover": (
+        Drill("HassTurnOn", ("open the {n}", "raise the {n}"), "opening {n} now.", "the {n} is now open."),
+        Drill(
+            "HassTurnOff",
+            ("close the {n}", "lower the {n}", "shut the {n}"),
+            "closing {n} now.",
+            "the {n} is now closed.",
+        ),
+        Drill("HassToggle", ("stop the {n}", "halt the {n}"), "stopping {n} now.", "the {n} has stopped."),
+    ),
+    "lock": (
+        Drill("HassTurnOn", ("lock the {n}", "secure the {n}"), "locking {n} now.", "the {n} is now locked."),
+        Drill("HassTurnOff", ("unlock the {n}",), "unlocking {n} now.", "the {n} is now unlocked."),
+    ),
+    "media_player": (
+        Drill("HassTurnOn", ("turn on the {n}",), "turning on {n} now.", "the {n} is now on."),
+        Drill(
+            "HassTurnOff", ("turn off the {n}", "stop the {n}"), "stopping {n} now.", "the {n} is now off."
+        ),
+        Drill("HassMediaPause", ("pause the {n}",), "pausing {n} now.", "the {n} is now paused."),
+        Drill(
+            "HassMediaUnpause",
+            ("play music on the {n}", "play the {n}"),
+            "starting playback on {n} now.",
+            "the {n} is now playing.",
+        ),
+        Drill(
+            "HassMediaNext",
+            ("next track on the {n}",),
+            "skipping a track on {n} now.",
+            "the next track is now playing.",
+        ),
+        Drill(
+            "HassSetVolume",
+            ("turn up the {n}", "turn down the {n}"),
+            "changing the volume of {n} now.",
+            "the volume of {n} has been changed.",
+        ),
+    ),
+    "vacuum": (
+        Drill(
+            "HassVacuumStart",
+            ("start the {n}", "start cleaning with the {n}"),
+            "starting {n} now.",
+            "the {n} is now cleaning.",
+        ),
+        Drill("HassTurnOff", ("pause the {n}",), "pausing {n} now.", "the {n} is now paused."),
+        Drill(
+            "HassVacuumReturnToBase",
+            ("send the {n} back to its base",),
+            "sending {n} back to its base now.",
+            "the {n} has returned to its base.",
+        ),
+    ),
+    "timer": (
+        Drill("HassCancelTimer", ("cancel the {n}",), "canceling {n} now.", "the {n} has been canceled."),
+    ),
+    "climate": (
+        Drill(
+            "HassClimateSetTemperature",
+            ("set the temperature to {v} degrees", "set the {n} to {v} degrees", "make it {v} degrees"),
+            "setting temperature to {v} degrees.",
+            "the temperature is now set to {v} degrees.",
+            "temperature",
+            tuple(range(16, 28)),
+        ),
+    ),
+    "todo": (
+        Drill(
+            "HassListAddItem",
+            ("add {v} to the {n}", "put {v} on the {n}"),
+            "adding {v} to {n}.",
+            "{v} has been added to {n}.",
+            "item",
+            _ITEMS,
+        ),
+    ),
+}
+
+_QUESTIONS = ("is the {n} {s}?", "what is the state of the {n}?", "is the {n} {s} or not?")
+_ABSENT = "i\u2019m sorry, i can\u2019t locate that device in your home."
+
+
+def threads(systems: Sequence[str], random: Random) -> Iterator[list[Message]]:
+    """A drill for each system text that lists devices."""
+    for system in systems:
+        listed = [device for device in devices(system) if device.kind in DRILLS]
+        strangers = devices(random.choice(systems))
+        chosen = random.sample(listed, min(len(listed), random.randint(2, MOST_TURNS)))
+        turns = [_turn(device, listed, strangers, random) for device in chosen]
+        if turns:
+            yield [Message("system", system), *(message for turn in turns for message in turn)]
+
+
+def _turn(
+    device: Device, listed: Sequence[Device], strangers: Sequence[Device], random: Random
+) -> list[Message]:
+    dice = random.random()
+    if dice < ABSENT_SHARE:
+        names = {known.name for known in listed}
+        absent = [d for d in strangers if d.kind in {"light", "fan", "cover"} and d.name not in names]
+        if absent:
+            request, drill = _asked(random.choice(absent), random)
+            request = request.replace("{v}", str(drill.values[0]))
+            return [Message("user", request), Message("assistant", _ABSENT)]
+    if dice < ABSENT_SHARE + QUESTION_SHARE and device.kind in {"light", "switch", "fan", "cover", "lock"}:
+        return _question(device, random)
+    request, drill = _asked(device, random)
+    value = random.choice(drill.values) if "{v}" in request else ""
+    return _acted(device, drill, request, value)
+
+
+def _asked(device: Device, random: Random) -> tuple[str, Drill]:
+    drill = random.choice(DRILLS[device.kind])
+    return random.choice(drill.requests).replace("{n}", device.name.lower()), drill
+
+
+def _question(device: Device, random: Random) -> list[Message]:
+    state = device.state.split(";")[0]
+    guess = random.choice(
+        {"cover": ("open", "closed"), "lock": ("locked", "unlocked")}.get(device.kind, ("on", "off"))
+    )
+    name = device.name.lower()
+    request = random.choice(_QUESTIONS).format(n=name, s=guess)
+    return [Message("user", request), Message("assistant", f"the {name} is currently {state}")]
+
+
+def _acted(device: Device, drill: Drill, request: str, value: str | int) -> list[Message]:
+    arguments: dict[str, str | int] = {"name": device.name}
+    if drill.argument:
+        arguments[drill.argument] = value.capitalize() if isinstance(value, str) else value
+    call = json.dumps({"name": drill.action, "arguments": arguments}, ensure_ascii=False)
+    named = {"n": device.name.lower(), "v": value}
+    return [
+        Message("user", request.replace("{v}", str(value))),
+        Message("assistant", f"{drill.begun.format(**named)}\nCall: {call}"),
+        Message("result", "Success"),
+        Message("assistant", drill.done.format(**named)),
+    ]
