@@ -40,12 +40,12 @@ test-slow: setup ## the tests that take minutes
 lint: $(STAMP) ## style, types and the direction of imports
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-logo --no-cache --quiet || $(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.txt || { cat $(VENV)/lint-imports.txt; exit 1; }
 
 format: $(STAMP) ## rewrite the code in the project's style
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
-bench: setup ## the benchmarks of docs/benchmarks.md
+bench: setup ## the benchmark of a round's parts; docs/benchmarks.md lists the others
 	@$(BIN)/python -m bench.round_breakdown
 
 clean: ## remove .venv and everything that was built
