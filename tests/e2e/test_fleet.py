@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.sled import Running, free_port, sled, wait_until
+from tests.e2e.sled import Running, children, free_port, is_alive, sled, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 DEVICES = ("kitchen-pi", "garage-pi")
@@ -134,3 +134,12 @@ def test_a_killed_device_is_shown_as_lost_and_the_other_goes_on(
     n_answers = chats["kitchen-pi"].stderr.count("tokens/s")
     chats["kitchen-pi"].say("turn on the living room light")
     chats["kitchen-pi"].wait_for("tokens/s", count=n_answers + 1)
+
+
+def test_killing_sled_up_takes_broker_and_verifier_along(tmp_path: Path) -> None:
+    """A kill -9 leaves no chance to clean up; a broker that stayed would hold the port for good."""
+    household = Household(tmp_path)
+    pids = children(household.up.process.pid)
+    assert len(pids) == 2
+    assert household.up.end(signal.SIGKILL) == -signal.SIGKILL
+    wait_until(lambda: not any(is_alive(pid) for pid in pids))

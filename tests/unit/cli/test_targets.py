@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.targets import resolve_draft, resolve_target
+from edge_verifier.engines import engine_for
 from protocol.errors import ModelError
 
 
@@ -14,6 +15,13 @@ def test_a_directory_with_weights_passes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"x")
     assert resolve_target(str(tmp_path)) == tmp_path
+
+
+def test_a_gguf_file_passes_and_is_served_by_llama_cpp(tmp_path: Path) -> None:
+    file = tmp_path / "Target.GGUF"
+    file.write_bytes(b"GGUF")
+    assert resolve_target(str(file)) == file
+    assert engine_for(file) == "llama.cpp"
 
 
 def test_a_hub_id_passes_as_it_is() -> None:
