@@ -27,18 +27,19 @@ _OWN_LEVEL = {Role.DEVICE: "d", Role.VERIFIER: "v", Role.CLAIM: "claim"}
 """The placeholder that holds a role's own name; fleet and provisioning have none."""
 
 
-def render_acl(fleet: str, backend_identities: Sequence[str]) -> str:
+def render_acl(fleet: str, backend_identities: Sequence[str], denied_devices: Sequence[str] = ()) -> str:
     """The text of `acl_file` for a fleet with these backends.
 
-    Adding a backend means writing it again and reloading the broker.
+    Adding a backend, or denying a device everything, means writing it again and reloading the broker.
 
     Raises:
-        BrokerError: an identity is not `role.name`, or the fleet's name is not legal.
+        BrokerError: an identity is not `role.name`, or the name of the fleet or a device is not legal.
     """
     backends = [_parse_identity(identity) for identity in sorted(set(backend_identities))]
     _check("fleet", fleet)
     verifiers = [name for role, name in backends if role is Role.VERIFIER]
     sections = [_backend_section(fleet, role, name) for role, name in backends]
+    sections += [_denied_section(device) for device in sorted(set(denied_devices))]
     sections.append(_pattern_section(fleet, "devices", Role.DEVICE, verifiers))
     sections.append(_pattern_section(fleet, "newcomers, on the claims' listener only", Role.CLAIM, verifiers))
     return "\n".join("\n".join(section) + "\n" for section in sections)
@@ -56,6 +57,11 @@ def _backend_section(fleet: str, role: Role, name: str) -> list[str]:
     if role is Role.FLEET:
         lines.append("topic read $SYS/#")
     return lines
+
+
+def _denied_section(device: str) -> list[str]:
+    _check("device", device)
+    return [f"user {device}", "topic deny #"]
 
 
 def _denied(fleet: str, role: Role, identity: str) -> Iterator[str]:
@@ -80,7 +86,7 @@ def _pattern_section(fleet: str, title: str, role: Role, verifiers: Sequence[str
         prefix = _mounted(channel)
         if role in channel.readers:
             lines.append(f"pattern read {prefix}{channel.filter(fleet, **{_OWN_LEVEL[role]: _USER})}")
-        if role in (channel.writer, channel.cleared_by):
+        if role in (channel.writer, *channel.cleared_by):
             topics = _finite(fleet, channel, role, verifiers)
             lines += [f"pattern write {prefix}{topic}" for topic in topics]
     return lines
@@ -99,7 +105,7 @@ def _finite(fleet: str, channel: Channel, role: Role, verifiers: Sequence[str]) 
 
 
 def _access(channel: Channel, role: Role) -> str:
-    can_write = role in (channel.writer, channel.cleared_by)
+    can_write = role in (channel.writer, *channel.cleared_by)
     can_read = role in channel.readers
     return {(True, True): "readwrite", (True, False): "write", (False, True): "read"}.get(
         (can_write, can_read), ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker_config.acl import CLAIM_MOUNT
+from broker_config.acl import CLAIM_MOUNT, render_acl
 from broker_config.directive import Directive, render_all
 from broker_config.listeners import Listener
 from protocol.link_types import MAX_PACKET_BYTES
@@ -21,6 +21,9 @@ class BrokerFiles:
 
     Each revocation list exists from the start, even if empty: only with one does Mosquitto look at its
     certificates again on a reload.
+
+    Attributes:
+        denied_devices: revoked ids; a live connection of one is silenced by a reload.
     """
 
     fleet: str
@@ -33,6 +36,7 @@ class BrokerFiles:
     claim_ca: Path
     claim_crl: Path
     backend_identities: tuple[str, ...]
+    denied_devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ def render_configuration(files: BrokerFiles, ports: BrokerPorts, place: BrokerPl
     for listener in listeners(files, ports):
         found += listener.directives(files.server_cert, files.server_key)
     return f"# {title}\n{render_all(found)}"
+
+
+def render_acl_of(files: BrokerFiles) -> str:
+    """The text of the access list."""
+    return render_acl(files.fleet, files.backend_identities, files.denied_devices)
 
 
 def listeners(files: BrokerFiles, ports: BrokerPorts) -> Sequence[Listener]:

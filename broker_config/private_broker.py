@@ -17,9 +17,15 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from broker_config import tied_exec
-from broker_config.acl import render_acl
-from broker_config.configuration import BrokerFiles, BrokerPlace, BrokerPorts, render_configuration
+from broker_config.configuration import (
+    BrokerFiles,
+    BrokerPlace,
+    BrokerPorts,
+    render_acl_of,
+    render_configuration,
+)
 from broker_config.probe import find_mosquitto
+from broker_config.running_broker import RELOADING, RunningBroker, replace_text
 from protocol.errors import BrokerError
 
 _START_S = 10.0
@@ -28,7 +34,6 @@ _POLL_S = 0.01
 _ATTEMPTS = 5
 """Free ports may be taken by others between choosing and binding them."""
 _RUNNING = b" running"
-_RELOADING = b"Reloading config"
 
 
 class PrivateBroker:
@@ -131,7 +136,7 @@ class PrivateBroker:
         self._write()
         log_size = self.log_file.stat().st_size
         self._signal(signal.SIGHUP)
-        self._wait_for(_RELOADING, log_size, "the broker did not read its new files")
+        self._wait_for(RELOADING, log_size, "the broker did not read its new files")
 
     def kill(self) -> None:
         """End it as a power cut would: nothing is saved, no connection is closed properly."""
@@ -199,6 +204,8 @@ class PrivateBroker:
         except BrokerError:
             self.stop()
             raise
+        if self._process is not None:
+            RunningBroker(self._directory, self._process.pid, ports).record()
 
     def _spawn(self, binary: Path, log: BinaryIO) -> subprocess.Popen[bytes]:
         """Start the child from a thread that lives until `_reap`, since the kernel ties it to that thread."""
@@ -232,9 +239,9 @@ class PrivateBroker:
             # Another user could not read the keys, and a change of user would untie the child from us.
             user="root" if os.geteuid() == 0 else None,
         )
-        _write(place.acl_file, render_acl(self._files.fleet, self._files.backend_identities))
+        replace_text(place.acl_file, render_acl_of(self._files))
         text = render_configuration(self._files, self._bound, place, "Private broker; written at each start.")
-        _write(self._directory / "mosquitto.conf", text)
+        replace_text(self._directory / "mosquitto.conf", text)
 
     # ---- the running child
 
@@ -251,6 +258,7 @@ class PrivateBroker:
 
     def _reap(self) -> None:
         atexit.unregister(self.stop)
+        RunningBroker.forget(self._directory)
         if self._process is None:
             return
         try:
@@ -299,10 +307,3 @@ def _check_is_free(host: str, port: int, name: str) -> None:
 def _hold(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family)
-
-
-def _write(file: Path, text: str) -> None:
-    """Complete or not at all: the broker may read at any moment."""
-    draft = file.with_suffix(".draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)

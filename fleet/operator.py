@@ -71,6 +71,7 @@ class Operator:
         self._command: PendingCommand | None = None
         self._marker = ""
         self._codes: dict[int, int] = {}
+        self._seen: set[str] = set()
         self._parts = ExitStack()
         self._entered_link: Link | None = None
 
@@ -180,6 +181,19 @@ class Operator:
             self._link.publish(topic, b"", is_retained=True)
         return _successful(command, timeout_s)
 
+    def forget(self, device: str) -> int:
+        """Clear what the fleet retains for a device: desired configuration, requests; how many there were.
+
+        Raises:
+            LinkError: the snapshot did not come within the timeout, or the broker refused.
+        """
+        self._seen.clear()
+        self._snapshot([DESIRED.topic(self._fleet, d=device), COMMAND_REQUEST.filter(self._fleet, d=device)])
+        topics = sorted(self._seen)
+        for topic in topics:
+            self._publish(topic, b"")
+        return len(topics)
+
     # ---- inside
 
     @property
@@ -235,6 +249,8 @@ class Operator:
         elif isinstance(event, Received) and event.topic == self._marker:
             self._marker = ""
         elif isinstance(event, Received):
+            if event.payload:
+                self._seen.add(event.topic)
             self._inventory.take(event.topic, event.payload)
             if self._command and COMMAND_RESPONSE.parse(event.topic):
                 self._command.take(event.payload, event.at_s)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -87,7 +87,7 @@ class Authority:
         write_atomically(
             authority.certificate_file, authority._certificate.public_bytes(serialization.Encoding.PEM)
         )
-        authority.write_revocation_list(())
+        authority.write_revocation_list({})
         return authority
 
     @classmethod
@@ -162,16 +162,28 @@ class Authority:
             builder = builder.add_extension(alternatives, critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
-    def write_revocation_list(self, serials: Iterable[int]) -> None:
-        """Replace `crl.pem` by a list of the certificates with these serial numbers."""
+    def write_revocation_list(self, revoked: Mapping[int, dt.datetime]) -> None:
+        """Replace `crl.pem` by a list of these certificates: serial number to time of revocation.
+
+        The file is complete and verified before it has its name: Mosquitto up to 2.0.22 lets everyone in
+        when it cannot read it.
+
+        Raises:
+            ProvisioningError: what was signed does not verify, which means a damaged CA; nothing has changed.
+        """
         now = dt.datetime.now(dt.UTC)
         builder = x509.CertificateRevocationListBuilder().issuer_name(self._certificate.subject)
         builder = builder.last_update(now).next_update(now + REVOCATION_LIST_LIFETIME)
-        for serial in serials:
-            revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
-            builder = builder.add_revoked_certificate(revoked)
-        revocation_list = builder.sign(self._key, hashes.SHA256())
-        write_atomically(self.revocation_list_file, revocation_list.public_bytes(serialization.Encoding.PEM))
+        for serial, since in revoked.items():
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since).build()
+            builder = builder.add_revoked_certificate(entry)
+        pem = builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        if not x509.load_pem_x509_crl(pem).is_signature_valid(self._certificate.public_key()):  # type: ignore[arg-type]  # EC, checked when opened
+            raise ProvisioningError(
+                f"the revocation list of the {self.kind} CA does not verify",
+                hint="restore the fleet directory from a backup",
+            )
+        write_atomically(self.revocation_list_file, pem)
 
     @property
     def _purpose(self) -> x509.ObjectIdentifier:

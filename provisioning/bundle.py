@@ -74,11 +74,8 @@ def make_bundle(
     """
     if out.exists() and not replace:
         raise ProvisioningError(f"{out} exists", hint="name another file, or use --replace")
-    if not replace and fleet.registry.has_device(device_id):
-        raise ProvisioningError(
-            f"device {device_id} is provisioned already",
-            hint="choose another id, or replace its identity on purpose: --replace",
-        )
+    if not replace:
+        fleet.registry.check_is_new(device_id)
     issued = fleet.authority("device").issue(device_id)
     pems = {
         names.KEY: issued.key_pem,
@@ -87,6 +84,7 @@ def make_bundle(
     }
     manifest = _manifest(fleet.fleet, device_id, model, broker, settings=settings or {}, pems=pems)
     draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    fleet.audit.append("provision", device_id, model=model.name, replace=replace)
     try:
         _write(draft, manifest, pems, model.file)
         # Recorded before the bundle has its name: a certificate that may have left is always known.

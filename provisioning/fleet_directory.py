@@ -5,6 +5,7 @@ ca/{device,backend,server,claim}/{key.pem,cert.pem,crl.pem}
 identities/backend/{role.name}/{key.pem,cert.pem}
 identities/server/{key.pem,cert.pem}
 registry.sqlite3
+audit.jsonl                     what operators did, append-only
 broker/                         configuration written for the broker
 """
 
@@ -23,6 +24,7 @@ from protocol.errors import ConfigError, ProvisioningError
 from protocol.identifiers import backend_identity, check_name
 from protocol.link_types import TlsFiles
 from provisioning.atomic_file import SECRET_MODE, locked, sync_directory, write_atomically
+from provisioning.audit import AuditLog
 from provisioning.authority import (
     AUTHORITY_KINDS,
     Authority,
@@ -107,6 +109,10 @@ class FleetDirectory:
         return Registry(self.path / "registry.sqlite3")
 
     @property
+    def audit(self) -> AuditLog:
+        return AuditLog(self.path / "audit.jsonl")
+
+    @property
     def server_ca_file(self) -> Path:
         """The certificate by which devices and backends know the broker."""
         return self.path / "ca" / "server" / "cert.pem"
@@ -132,6 +138,7 @@ class FleetDirectory:
         with locked(self.path / ".lock"):
             if identity not in self.backend_identities():
                 issued = self.authority("backend").issue(identity)
+                self.audit.append("add-backend", identity)
                 self.registry.add_certificate("backend", issued.certificate)
                 _write_identity(self._backends / identity, issued)
         return self.endpoint_tls(identity)
@@ -166,8 +173,17 @@ class FleetDirectory:
             self.hosts = every_host
             self._write_settings()
 
-    def broker_files(self) -> BrokerFiles:
-        """What the broker's configuration is generated from."""
+    def write_revocation_list(self, kind: AuthorityKind) -> None:
+        """Bring the revocation list of a CA up to the registry; the broker learns of it by a reload."""
+        with locked(self.path / ".lock"):
+            self.authority(kind).write_revocation_list(self.registry.revocations(kind))
+
+    def broker_files(self, *, spared: str = "") -> BrokerFiles:
+        """What the broker's configuration is generated from.
+
+        Args:
+            spared: a revoked device that the access list does not deny yet.
+        """
         server = self.path / "identities" / "server"
         authorities = self.path / "ca"
         return BrokerFiles(
@@ -181,6 +197,7 @@ class FleetDirectory:
             claim_ca=authorities / "claim" / "cert.pem",
             claim_crl=authorities / "claim" / "crl.pem",
             backend_identities=self.backend_identities(),
+            denied_devices=tuple(name for name in self.registry.revoked_devices() if name != spared),
         )
 
     @property
@@ -199,6 +216,7 @@ def _fill(fleet: FleetDirectory) -> None:
         Authority.create(kind, fleet.path / "ca" / kind, fleet.fleet)
     fleet.issue_server_certificate()
     fleet.add_backend(*OPERATOR)
+    fleet.audit.append("init", fleet.fleet)
 
 
 def _write_identity(directory: Path, issued: IssuedIdentity) -> None:

@@ -1,7 +1,7 @@
-"""The registry of a fleet: which devices exist and every certificate ever issued.
+"""The registry of a fleet: which devices exist, every certificate ever issued, and which are revoked.
 
 One SQLite file, synced at each commit: whatever moment a process is killed at, a certificate that left is
-recorded. Ids are never reused silently.
+recorded. Ids are never reused silently, those of revoked devices neither.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from cryptography.x509.oid import NameOID
 from protocol.errors import ProvisioningError
 
 BUSY_TIMEOUT_S = 10.0
+_CLOCK_SLACK = dt.timedelta(days=2)
+"""A certificate stays on the revocation list so long after its end: a broker's clock may be behind."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS device (
     id TEXT PRIMARY KEY,
     model TEXT NOT NULL,
-    provisioned_at TEXT NOT NULL
+    provisioned_at TEXT NOT NULL,
+    revoked_at TEXT
 );
 CREATE TABLE IF NOT EXISTS certificate (
     serial TEXT PRIMARY KEY,
@@ -32,11 +35,19 @@ CREATE TABLE IF NOT EXISTS certificate (
     identity TEXT NOT NULL,
     issued_at TEXT NOT NULL,
     expires_at TEXT NOT NULL,
-    replaced_at TEXT
+    replaced_at TEXT,
+    revoked_at TEXT
 );
 CREATE INDEX IF NOT EXISTS certificate_identity ON certificate (identity);
-PRAGMA user_version = 1;
 """
+_FORMAT = 2
+_UPGRADES = {
+    1: (
+        "ALTER TABLE device ADD COLUMN revoked_at TEXT",
+        "ALTER TABLE certificate ADD COLUMN revoked_at TEXT",
+    )
+}
+"""Statements that bring a registry of a format to the next one."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class DeviceRecord:
         provisioned_at: UTC, ISO 8601.
         expires_at: when its certificate ends, UTC, ISO 8601.
         serial: serial number of its certificate, hexadecimal.
+        revoked_at: since when it is locked out, UTC, ISO 8601; None while it is not.
     """
 
     id: str
@@ -54,6 +66,7 @@ class DeviceRecord:
     provisioned_at: str
     expires_at: str
     serial: str
+    revoked_at: str | None = None
 
 
 class Registry:
@@ -62,32 +75,31 @@ class Registry:
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._transaction() as connection:
-            connection.executescript(_SCHEMA)
+            _bring_up_to_date(connection, path)
 
     def add_device(
         self, device_id: str, model: str, certificate: x509.Certificate, *, replace: bool = False
     ) -> None:
         """Record a device together with its certificate, in one transaction.
 
+        A replaced certificate stays valid until `revoke_replaced`; a revoked device is let in again.
+
         Raises:
-            ProvisioningError: the id is taken and `replace` is False.
+            ProvisioningError: the id is taken, or was, and `replace` is False.
         """
         now = _utc_now()
         with self._transaction() as connection:
-            if not replace and self._is_known(connection, device_id):
-                raise ProvisioningError(
-                    f"device {device_id} is provisioned already",
-                    hint="choose another id, or replace its identity on purpose: --replace",
-                )
+            if not replace:
+                _check_is_new(connection, device_id)
             connection.execute(
                 "UPDATE certificate SET replaced_at = ?"
                 " WHERE authority = 'device' AND identity = ? AND replaced_at IS NULL",
                 (now, device_id),
             )
             connection.execute(
-                "INSERT INTO device VALUES (?, ?, ?)"
-                " ON CONFLICT (id) DO UPDATE"
-                " SET model = excluded.model, provisioned_at = excluded.provisioned_at",
+                "INSERT INTO device VALUES (?, ?, ?, NULL)"
+                " ON CONFLICT (id) DO UPDATE SET model = excluded.model,"
+                " provisioned_at = excluded.provisioned_at, revoked_at = NULL",
                 (device_id, model, now),
             )
             _insert_certificate(connection, "device", certificate, now)
@@ -97,24 +109,77 @@ class Registry:
         with self._transaction() as connection:
             _insert_certificate(connection, authority, certificate, _utc_now())
 
-    def has_device(self, device_id: str) -> bool:
+    def add_temporary(self, certificate: x509.Certificate) -> None:
+        """Record a device certificate that the operator uses for a moment: it is never the device's own."""
         with self._transaction() as connection:
-            return self._is_known(connection, device_id)
+            _insert_certificate(connection, "device", certificate, _utc_now(), is_current=False)
+
+    def check_is_new(self, device_id: str) -> None:
+        """Do nothing when the id was never given.
+
+        Raises:
+            ProvisioningError: it is in use, or was until it was revoked.
+        """
+        with self._transaction() as connection:
+            _check_is_new(connection, device_id)
+
+    def revoke_device(self, device_id: str) -> tuple[int, ...]:
+        """Lock a device out; the serial numbers of all its certificates. Doing it again changes nothing.
+
+        Raises:
+            ProvisioningError: there is no such device.
+        """
+        now = _utc_now()
+        with self._transaction() as connection:
+            changed = connection.execute(
+                "UPDATE device SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?", (now, device_id)
+            )
+            if changed.rowcount == 0:
+                raise ProvisioningError(
+                    f"there is no device {device_id!r}", hint="see which there are: sled provision ls"
+                )
+            return _revoke(connection, now, "identity = ?", device_id)
+
+    def revoke_replaced(self, device_id: str) -> tuple[int, ...]:
+        """Revoke what a device no longer uses; the serial numbers of all its revoked certificates."""
+        with self._transaction() as connection:
+            return _revoke(connection, _utc_now(), "identity = ? AND replaced_at IS NOT NULL", device_id)
+
+    def revoke_certificate(self, serial: int) -> None:
+        """Revoke one device certificate."""
+        with self._transaction() as connection:
+            _revoke(connection, _utc_now(), "serial = ?", f"{serial:x}")
+
+    def revocations(self, authority: str) -> dict[int, dt.datetime]:
+        """Revoked certificates of a CA that have not expired by themselves: serial number to time."""
+        query = (
+            "SELECT serial, revoked_at, expires_at FROM certificate"
+            " WHERE authority = ? AND revoked_at NOT NULL"
+        )
+        oldest = dt.datetime.now(dt.UTC) - _CLOCK_SLACK
+        with self._transaction() as connection:
+            rows = connection.execute(query, (authority,)).fetchall()
+        return {
+            int(serial, 16): dt.datetime.fromisoformat(revoked_at)
+            for serial, revoked_at, expires_at in rows
+            if dt.datetime.fromisoformat(expires_at) > oldest
+        }
+
+    def revoked_devices(self) -> tuple[str, ...]:
+        """Ids that are locked out, sorted."""
+        with self._transaction() as connection:
+            rows = connection.execute("SELECT id FROM device WHERE revoked_at NOT NULL ORDER BY id")
+            return tuple(device_id for (device_id,) in rows)
 
     def devices(self) -> tuple[DeviceRecord, ...]:
-        """All devices, by id."""
+        """All devices, revoked ones too, by id."""
         query = (
-            "SELECT device.id, model, provisioned_at, expires_at, serial FROM device"
+            "SELECT device.id, model, provisioned_at, expires_at, serial, device.revoked_at FROM device"
             " JOIN certificate ON identity = device.id AND authority = 'device' AND replaced_at IS NULL"
             " ORDER BY device.id"
         )
         with self._transaction() as connection:
             return tuple(DeviceRecord(*row) for row in connection.execute(query))
-
-    @staticmethod
-    def _is_known(connection: sqlite3.Connection, device_id: str) -> bool:
-        row = connection.execute("SELECT 1 FROM device WHERE id = ?", (device_id,)).fetchone()
-        return row is not None
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
@@ -135,18 +200,60 @@ class Registry:
             ) from error
 
 
+def _bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    if found > _FORMAT:
+        raise ProvisioningError(
+            f"the registry {path} has format {found}, this SLED reads {_FORMAT}", hint="update SLED"
+        )
+    for older in range(found, _FORMAT) if found else ():
+        for statement in _UPGRADES[older]:
+            connection.execute(statement)
+    for statement in _SCHEMA.split(";"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {_FORMAT}")
+
+
+def _check_is_new(connection: sqlite3.Connection, device_id: str) -> None:
+    row = connection.execute("SELECT revoked_at FROM device WHERE id = ?", (device_id,)).fetchone()
+    if row is None:
+        return
+    state = f"was revoked on {row[0]}" if row[0] else "is provisioned already"
+    raise ProvisioningError(
+        f"device {device_id} {state}",
+        hint="choose another id, or give this one a new identity on purpose: --replace",
+    )
+
+
+def _revoke(connection: sqlite3.Connection, now: str, which: str, value: str) -> tuple[int, ...]:
+    """Revoke device certificates `which` (SQL, ours) says; the serial numbers of all it is true for."""
+    where = f"authority = 'device' AND {which}"
+    connection.execute(
+        f"UPDATE certificate SET revoked_at = coalesce(revoked_at, ?) WHERE {where}",  # noqa: S608 - constants
+        (now, value),
+    )
+    rows = connection.execute(f"SELECT serial FROM certificate WHERE {where}", (value,))  # noqa: S608 - as above
+    return tuple(int(serial, 16) for (serial,) in rows)
+
+
 def _insert_certificate(
-    connection: sqlite3.Connection, authority: str, certificate: x509.Certificate, now: str
+    connection: sqlite3.Connection,
+    authority: str,
+    certificate: x509.Certificate,
+    now: str,
+    *,
+    is_current: bool = True,
 ) -> None:
     identity = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
     connection.execute(
-        "INSERT INTO certificate VALUES (?, ?, ?, ?, ?, NULL)",
+        "INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, NULL)",
         (
             f"{certificate.serial_number:x}",
             authority,
             identity,
             now,
             certificate.not_valid_after_utc.isoformat(),
+            None if is_current else now,
         ),
     )
 

@@ -10,6 +10,7 @@ import typer
 from cli import output
 from cli.diagnostics import ExitCode, say
 from cli.options import FleetOption, JsonOption, TimeoutOption, default_fleet
+from protocol.errors import BrokerError
 
 if TYPE_CHECKING:
     from fleet.operator import Operator
@@ -18,6 +19,13 @@ app = typer.Typer(help="The fleet: make one, see who is there, set what they run
 
 BrokerOption = Annotated[
     str | None, typer.Option(help="HOST[:PORT] of the backend listener. [default: the fleet's own]")
+]
+ReloadCommandOption = Annotated[
+    str | None,
+    typer.Option(help="Command that gives a foreign broker the files in $SLED_BROKER_FILES and reloads it."),
+]
+AdminOption = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a foreign broker's admin listener, if it is in reach.")
 ]
 DeviceArgument = Annotated[str, typer.Argument(help="Device id.", metavar="DEVICE")]
 
@@ -94,6 +102,65 @@ def ping(
     output.as_json(answer) if json else output.fields(answer)
 
 
+@app.command()
+def revoke(
+    device: DeviceArgument,
+    *,
+    fleet: FleetOption,
+    broker: Annotated[
+        str | None,
+        typer.Option(help="HOST[:PORT] of a foreign broker's device listener. [default: the fleet's own]"),
+    ] = None,
+    reload_command: ReloadCommandOption = None,
+    admin: AdminOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Lock a device out: certificates revoked, connection ended, retained topics cleared, proven.
+
+    With the broker of `sled up` everything is done by itself. For another one --reload-command names what
+    copies the files in $SLED_BROKER_FILES to the broker and reloads it. Doing it again is allowed.
+    """
+    from cli.broker_access import access_to, write_export
+    from provisioning import revocation
+    from provisioning.fleet_directory import FleetDirectory
+
+    directory = FleetDirectory.open(fleet)
+    access = access_to(directory, broker=broker, reload_command=reload_command, admin=admin)
+    if access is None:
+        revocation.revoke_on_paper(directory, device)
+        export = directory.path / "broker" / "export"
+        write_export(directory.broker_files(), export)
+        raise BrokerError(
+            f"{device} is revoked in the fleet directory, but no broker runs from it and none was told",
+            hint=f"copy {export} over /etc/mosquitto there and reload it, or repeat with --reload-command",
+        )
+    done = revocation.revoke(directory, device, access)
+    backend_port = None if reload_command else _local_backend_port(directory.path)
+    backend = f"{access.host}:{backend_port}" if backend_port else access.host
+    with _operator(fleet, backend, 10.0) as operator:
+        n_wishes = operator.forget(device)
+    result = {**done.to_json(), "n_cleared": done.n_cleared + n_wishes}
+    if json:
+        output.as_json(result)
+        return
+    output.fields(result)
+    say(f"{device} is locked out; a good certificate is still let in")
+
+
+@app.command()
+def audit(*, fleet: FleetOption, json: JsonOption = False) -> None:
+    """List what operators did, oldest first."""
+    from provisioning.fleet_directory import FleetDirectory
+
+    records = [record.to_json() for record in FleetDirectory.open(fleet).audit.records()]
+    if json:
+        output.as_json(records)
+        return
+    for record in records:
+        record["details"] = ", ".join(f"{key} {value}" for key, value in record["details"].items())
+    output.table(("at", "by", "action", "subject", "details"), records, empty="nothing was done yet")
+
+
 config_app = typer.Typer(help="Configuration of devices over MQTT.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
@@ -112,13 +179,22 @@ def set_config(
 ) -> None:
     """Set what a device should run, and wait until it reports back. Exit code 1 when it refuses a value."""
     from cli.assignment import parse_assignments
+    from provisioning.fleet_directory import FleetDirectory
 
     wanted = parse_assignments(settings)
     with _operator(fleet, broker, timeout) as operator:
+        FleetDirectory.open(fleet).audit.append("config-set", device, settings=wanted)
         outcome = operator.set_config(device, wanted, timeout_s=timeout).to_json()
     output.as_json(outcome) if json else output.fields(outcome)
     if outcome["refusals"]:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _local_backend_port(fleet: Path) -> int | None:
+    from broker_config.running_broker import RunningBroker
+
+    running = RunningBroker.find(fleet / "broker")
+    return running.ports.backend if running else None
 
 
 def _operator(fleet: Path, broker: str | None, timeout_s: float) -> Operator:
@@ -129,7 +205,7 @@ def _operator(fleet: Path, broker: str | None, timeout_s: float) -> Operator:
     directory = FleetDirectory.open(fleet)
     identity = ".".join(OPERATOR)
     endpoint = BrokerAddress.of(fleet, broker).backend_endpoint(directory.endpoint_tls(identity))
-    known = [record.id for record in directory.registry.devices()]
+    known = [record.id for record in directory.registry.devices() if record.revoked_at is None]
     return Operator(
         endpoint, identity=identity, fleet=directory.fleet, known_devices=known, timeout_s=timeout_s
     )

@@ -37,6 +37,7 @@ def device(
     The bundle holds the device's private key: hand it over on a way that nobody else can read.
     """
     from cli.assignment import parse_assignments
+    from cli.broker_access import reload_local
     from cli.broker_address import BrokerAddress
     from cli.provisioned import provision
     from provisioning.fleet_directory import FleetDirectory
@@ -54,6 +55,8 @@ def device(
         settings=parse_assignments(setting or ()),
         replace=replace,
     )
+    if replace:
+        reload_local(directory)
     if json:
         output.as_json(
             {"device": device, "bundle": str(bundle), "broker": f"{host}:{port or address.device_port}"}
@@ -74,6 +77,7 @@ def list_identities(*, fleet: FleetOption, json: JsonOption = False) -> None:
             "model": record.model,
             "provisioned_at": record.provisioned_at,
             "expires_at": record.expires_at,
+            "revoked_at": record.revoked_at,
             "serial": record.serial,
         }
         for record in FleetDirectory.open(fleet).registry.devices()
@@ -81,4 +85,6 @@ def list_identities(*, fleet: FleetOption, json: JsonOption = False) -> None:
     if json:
         output.as_json(records)
         return
-    output.table(("device", "model", "provisioned_at", "expires_at"), records, empty="no devices yet")
+    output.table(
+        ("device", "model", "provisioned_at", "expires_at", "revoked_at"), records, empty="no devices yet"
+    )

@@ -84,3 +84,12 @@ def test_a_fleet_name_cannot_bring_rules_along() -> None:
 
 def test_order_and_repetition_of_backends_do_not_matter() -> None:
     assert render_acl("f", BACKENDS) == render_acl("f", (*reversed(BACKENDS), BACKENDS[0]))
+
+
+def test_a_revoked_device_is_denied_everything() -> None:
+    assert _section(render_acl("f", BACKENDS, ["dev-b"]), "dev-b") == ["topic deny #"]
+
+
+def test_a_revoked_name_cannot_bring_rules_along() -> None:
+    with pytest.raises(BrokerError, match="legal name"):
+        render_acl("f", BACKENDS, ["dev\ntopic readwrite #"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import pytest
 
-from broker_config.configuration import BrokerPlace, BrokerPorts, render_configuration
+from broker_config.configuration import BrokerFiles, BrokerPlace, BrokerPorts, render_configuration
 from broker_config.directive import Directive
-from broker_config.production import production_files, render_production
+from broker_config.production import export, production_files, render_production
 from protocol.errors import BrokerError
 from protocol.messages import MAX_PAYLOAD_BYTES
 
@@ -86,3 +87,20 @@ def test_paths_with_spaces_are_kept_and_line_breaks_refused() -> None:
     assert ("acl_file", "/a b/acl") in _settings(text)
     with pytest.raises(BrokerError, match="line break"):
         Directive("acl_file", Path("/a\nallow_anonymous true")).render()
+
+
+def test_an_export_holds_every_file_that_the_profile_names(tmp_path: Path) -> None:
+    names = ("server_cert", "server_key", "device_ca", "device_crl", "backend_ca", "backend_crl")
+    sources = {name: tmp_path / name for name in (*names, "claim_ca", "claim_crl")}
+    for name, source in sources.items():
+        source.write_text(name)
+    sources["server_key"].chmod(0o600)
+    export(BrokerFiles("f", backend_identities=("fleet.ops",), **sources), tmp_path / "out")
+    settings = _settings((tmp_path / "out" / "mosquitto.conf").read_text())
+    named = [
+        value for key, value in settings if key in ("acl_file", "cafile", "certfile", "keyfile", "crlfile")
+    ]
+    for path in named:
+        assert (tmp_path / "out" / Path(path).relative_to("/etc/mosquitto")).is_file()
+    assert stat.S_IMODE((tmp_path / "out" / "certs" / "sled-broker.key").stat().st_mode) == 0o600
+    assert "user fleet.ops" in (tmp_path / "out" / "sled.acl").read_text()

@@ -99,7 +99,8 @@ def test_every_authority_starts_with_an_empty_revocation_list(tmp_path: Path, ki
 
 def test_a_revocation_list_names_serials(device_ca: Authority) -> None:
     serial = device_ca.issue("pi-1").certificate.serial_number
-    device_ca.write_revocation_list([serial])
+    since = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    device_ca.write_revocation_list({serial: since})
     revoked = x509.load_pem_x509_crl(device_ca.revocation_list_file.read_bytes())
     assert revoked.get_revoked_certificate_by_serial_number(serial) is not None
 
