@@ -126,10 +126,28 @@ class FindVerifier:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """The session is open at another verifier now: `farewell` lets `verifier` drop what it still has."""
+
+    verifier: str
+    farewell: Window
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The session is over at both ends; its slot is free and its journal can go."""
 
 
 Action = (
-    Publish | NeedDraft | Journal | Committed | Judged | Finished | Notice | Failed | FindVerifier | Closed
+    Publish
+    | NeedDraft
+    | Journal
+    | Committed
+    | Judged
+    | Finished
+    | Notice
+    | Failed
+    | FindVerifier
+    | Left
+    | Closed
 )

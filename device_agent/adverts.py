@@ -28,6 +28,21 @@ class Adverts:
         is_alive = status is not None and status.is_alive
         return before is not None and before.is_alive and not is_alive
 
+    def is_announced_anew(self, name: str, status: VerifierStatus | None) -> bool:
+        """Whether `status`, not yet taken by `update`, tells that the verifier has just connected.
+
+        It then was not alive before, or says again what it said last.
+        """
+        before = self._by_name.get(name)
+        if status is None or before is None or not status.is_alive:
+            return False
+        return not before.is_alive or status == before or status.incarnation != before.incarnation
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Verifiers that have ever been here and were not removed, alive or not."""
+        return frozenset(self._by_name)
+
     @property
     def alive(self) -> frozenset[str]:
         """Verifiers that say that they are alive."""

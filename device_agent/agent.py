@@ -24,6 +24,7 @@ from device_agent import board
 from device_agent.adverts import Adverts
 from device_agent.chat import ChatOptions, ChatSession
 from device_agent.chat_events import TurnStats
+from device_agent.checkpoint_reader import CheckpointReader
 from device_agent.config import DeviceConfig
 from device_agent.controller import ControllerOptions
 from device_agent.draft_worker import Drafted, DraftWorker
@@ -60,6 +61,8 @@ MISMATCH_GRACE_S = 0.5
 """How long another verifier's advert may take after one whose vocabulary does not fit."""
 LONGEST_WAIT_S = 60.0
 CALL_TIMEOUT_S = 60.0
+RECOVERY_TIMEOUT_S = 10.0
+"""How long reading the broker's copies of conversations may take."""
 
 _ResultT = TypeVar("_ResultT")
 
@@ -102,6 +105,7 @@ class DeviceAgent:
         self._is_ready = self._is_mismatched = False
         self._duties_shell = self._new_duties(commands or {})
         self._link = self._new_link()
+        self._checkpoints = CheckpointReader(self._link, config.identity.fleet, config.identity.device)
         self.desk = SessionDesk(
             DeskParts(
                 fleet=config.identity.fleet,
@@ -181,11 +185,13 @@ class DeviceAgent:
         raise self.call(partial(self._adverts.problem, self._info.model))
 
     def chat(self, options: ChatOptions | None = None, *, resume: bool = False) -> ChatSession:
-        """A new conversation, or with `resume` the last one on this device.
+        """A new conversation, or with `resume` the last one of this device.
+
+        That is the one journalled last; without any journal, the one that the broker keeps.
 
         Raises:
             SessionError: there is nothing to resume, its target is gone, or all slots are in use.
-            LinkError: no verifier is there.
+            LinkError: no verifier is there, or the broker's copies did not come in time.
             VocabularyMismatchError: none speaks the draft model's vocabulary.
         """
         options = options or ChatOptions()
@@ -194,10 +200,18 @@ class DeviceAgent:
     def open_session(self, options: ChatOptions, *, resume: bool = False) -> LiveSession:
         """The session behind a chat; raises as `chat` does."""
         if resume:
+            if not self.call(lambda: self.desk.has_journals):
+                self._recover()
             return self.call(self.desk.resume)
         seed = new_seed() if options.seed is None else options.seed
         settings = options.sampler(self.settings, SamplerSettings(seed=seed))
         return self.call(partial(self.desk.open, settings))
+
+    def _recover(self) -> None:
+        """The journal is lost or empty: take what the broker keeps of this device's conversations."""
+        verifiers = self.call(lambda: self._adverts.names)
+        found = self._checkpoints.read(min(verifiers, default="none"), RECOVERY_TIMEOUT_S)
+        self.call(partial(self.desk.adopt, found))
 
     def stop(self) -> None:
         """End turns under way, keep their journals, say farewell to the fleet, disconnect."""
@@ -279,6 +293,8 @@ class DeviceAgent:
 
     def _on_link_event(self, event: LinkEvent) -> None:
         """On the network thread: enqueue only."""
+        if self._checkpoints.feed(event):
+            return
         if not isinstance(event, Received) or self._inbox.qsize() < MAX_INBOX:
             self._inbox.put(event)
 
@@ -299,8 +315,9 @@ class DeviceAgent:
         except MessageError as error:
             _logger.warning("advert of verifier %s ignored: %s", name, error)
             return
+        is_back = self._adverts.is_announced_anew(name, status)
         is_gone = self._adverts.update(name, status)
-        self.desk.adverts_changed(name if is_gone else None)
+        self.desk.adverts_changed(gone=name if is_gone else None, back=name if is_back else None)
         with self._readiness:
             self._is_ready = self._adverts.choose() is not None
             self._is_mismatched = self._adverts.is_mismatched

@@ -17,6 +17,7 @@ from device_agent.actions import (
     Finished,
     Journal,
     Judged,
+    Left,
     NeedDraft,
     Publish,
 )
@@ -45,6 +46,9 @@ class Shell(Protocol):
 
     def find_verifier(self, live: LiveSession, wanted: FindVerifier) -> None:
         """Answer with `verifier_found` once there is one."""
+
+    def verifier_left(self, live: LiveSession, left: Left) -> None:
+        """Have a verifier drop the session, and what it retains of it."""
 
     def turn_ended(self, live: LiveSession) -> None:
         """A turn is over."""
@@ -169,6 +173,8 @@ class LiveSession:
                 self._shell.request_drafts(self.slot, action, self.machine.settings)
             case FindVerifier():
                 self._shell.find_verifier(self, action)
+            case Left():
+                self._shell.verifier_left(self, action)
             case Closed():
                 self._shell.session_closed(self)
             case _:

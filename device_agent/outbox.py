@@ -77,6 +77,12 @@ class Outbox:
         base = text.committed
         return self._window(ack=base, base=base, hash=text.hash_at(base), is_close=True)
 
+    def farewell_window(self, text: Text) -> Window:
+        """The window that ends the session at a verifier that it has left; not one of the rounds."""
+        window = self.close_window(text)
+        self._round -= 1
+        return window
+
     def _window(self, **fields: object) -> Window:
         window = Window.model_validate(
             {"uid": self._uid, "generation": self.generation, "round": self._round, **fields}

@@ -19,6 +19,7 @@ from device_agent.actions import (
     Committed,
     Journal,
     Judged,
+    Left,
 )
 from device_agent.flight import Sent
 from device_agent.refusals import REACTIONS, error_of
@@ -177,6 +178,8 @@ class DeviceSession(SessionTurns):
             self.is_seeking = False
             if binding.name == self.binding.name:
                 self._outbox.hold(now_s + self._backoff_s())
+            else:
+                self._left.add(self.binding.name)
             self.binding = binding
             self._reopen()
         return self._advance(now_s)
@@ -222,6 +225,7 @@ class DeviceSession(SessionTurns):
         is_as_presumed = self._text.commit(new)
         self._outbox.flight.answer(sent, now_s)
         self._outbox.confirmed = self._text.committed
+        self._say_farewells()
         finished = verdict.finished or ("limit" if self._text.committed >= self.limit else None)
         self._note_answer(verdict, sent, len(new), now_s, is_last=finished is not None)
         if new:
@@ -233,6 +237,12 @@ class DeviceSession(SessionTurns):
         if not is_as_presumed:
             self._abandon()
         self._speculator.idle_since_s = now_s
+
+    def _say_farewells(self) -> None:
+        """The text is known to be open here, so what other verifiers keep of it is not needed any more."""
+        for name in sorted(self._left - {self.binding.name}):
+            self._actions.append(Left(name, self._outbox.farewell_window(self._text)))
+        self._left.clear()
 
     def _note_answer(self, verdict: Verdict, sent: Sent, n_new: int, now_s: float, *, is_last: bool) -> None:
         """Learn from an answered window; whatever trouble there was is over."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from device_agent.actions import Binding, FindVerifier, NeedDraft
+from device_agent.actions import Binding, FindVerifier, Left, NeedDraft
 from device_agent.adverts import Adverts
 from device_agent.chat_events import TurnStats
 from device_agent.controller import Controller, ControllerOptions
 from device_agent.draft_worker import Drafted, DraftWorker
 from device_agent.drafter import DrafterInfo
 from device_agent.journal import JournalDirectory
+from device_agent.kept import Kept, recovery
 from device_agent.live_session import LiveSession
 from device_agent.saved import Saved
 from device_agent.session import DeviceSession
@@ -25,12 +27,14 @@ from protocol.errors import LinkError, MessageError, SessionError, SledError
 from protocol.identifiers import SLOTS, new_uid
 from protocol.link import Link, Received
 from protocol.messages import Refusal, SamplerSettings, SessionHealth, Window
-from protocol.topics import WINDOW
+from protocol.topics import STATE, WINDOW
 
 _logger = logging.getLogger(__name__)
 
 NOT_SENT = 0x97
 """MQTT's "quota exceeded": what a window is answered with that did not get into the link's queue."""
+MAX_LEFT = 64
+"""Verifiers left by sessions that are remembered, in case one comes back and writes its checkpoint again."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class SessionDesk:
         self._sessions: dict[int, LiveSession] = {}
         self._seeking: dict[int, FindVerifier] = {}
         self._published: dict[int, tuple[LiveSession, Window]] = {}
+        self._left: OrderedDict[tuple[str, str], tuple[int, Window]] = OrderedDict()
+        self._closed_uids: deque[str] = deque(maxlen=MAX_LEFT)
         self._is_link_up = False
 
     def now_s(self) -> float:
@@ -134,6 +140,22 @@ class SessionDesk:
             saved = replace(saved, slot=self._free_slot())
         return self._add(saved, binding, is_new=False)
 
+    @property
+    def has_journals(self) -> bool:
+        """Whether this device remembers any conversation by itself."""
+        return bool(self._parts.journals.load())
+
+    def adopt(self, found: Sequence[Kept]) -> None:
+        """Go on from what the broker kept, after the journal was lost; outdated copies are cleared."""
+        if self.has_journals:
+            return
+        plan = recovery([each for each in found if each.checkpoint.uid not in self._closed_uids], new_uid)
+        for saved in plan.sessions:
+            self._parts.journals.create(saved).close()
+            _logger.info("a conversation of %d tokens comes from the broker", len(saved.tokens))
+        for verifier, slot in plan.outdated:
+            self._clear_checkpoint(verifier, slot)
+
     def detach_all(self) -> None:
         """End turns under way and let go of all sessions; their journals stay, to be resumed."""
         for live in [*self._sessions.values()]:
@@ -181,6 +203,7 @@ class SessionDesk:
         for each in saved:
             if each.slot == slot:
                 self._parts.journals.remove(each.uid)
+        self._clear_everywhere(slot)
         return slot
 
     # ---- what happens
@@ -221,8 +244,10 @@ class SessionDesk:
         else:
             live.perform(live.machine.verdict(reply, self.now_s()))
 
-    def adverts_changed(self, gone: str | None) -> None:
-        """An advert changed; `gone` names a verifier that is alive no more."""
+    def adverts_changed(self, *, gone: str | None = None, back: str | None = None) -> None:
+        """An advert changed: `gone` names a verifier alive no more, `back` one that has just connected."""
+        if back is not None:
+            self._dismiss_again(back)
         if gone is not None:
             for live in [*self._sessions.values()]:
                 live.perform(live.machine.verifier_gone(gone, self.now_s()))
@@ -278,6 +303,15 @@ class SessionDesk:
         else:
             self._parts.post(lambda: live.perform(live.machine.verifier_found(binding, self.now_s())))
 
+    def verifier_left(self, live: LiveSession, left: Left) -> None:
+        """Say so to the verifier; one that is cut off hears it when it is back."""
+        key = (left.verifier, live.machine.uid)
+        self._left[key] = (live.slot, left.farewell)
+        self._left.move_to_end(key)
+        if len(self._left) > MAX_LEFT:
+            self._left.popitem(last=False)
+        self._dismiss(left.verifier, live.slot, left.farewell)
+
     def turn_ended(self, live: LiveSession) -> None:
         """Nothing is drafted any more; the fleet may look."""
         self._parts.worker.cancel(live.slot)
@@ -287,13 +321,46 @@ class SessionDesk:
         self._parts.on_change()
 
     def session_closed(self, live: LiveSession) -> None:
-        """Free the slot; nothing of the session stays on this device."""
+        """Free the slot; nothing of the session stays, neither on this device nor at the broker."""
+        self._closed_uids.append(live.machine.uid)
         if self.is_open(live):
+            self._clear_everywhere(live.slot)
             del self._sessions[live.slot]
             self._parts.worker.cancel(live.slot)
             self._seeking.pop(live.slot, None)
             self._parts.on_change()
         live.forget()
+
+    # ---- what the broker retains
+
+    def _dismiss_again(self, verifier: str) -> None:
+        for key in [key for key in self._left if key[0] == verifier]:
+            slot, farewell = self._left.pop(key)
+            live = self._sessions.get(slot)
+            if live is None or (live.machine.uid, live.machine.binding.name) != (farewell.uid, verifier):
+                self._dismiss(verifier, slot, farewell)
+
+    def _dismiss(self, verifier: str, slot: int, farewell: Window) -> None:
+        """Have `verifier` drop a session that is elsewhere or over, and clear its copy in any case."""
+        topic = WINDOW.topic(self._parts.fleet, v=verifier, d=self._parts.device, n=slot)
+        try:
+            self._parts.link.publish(topic, encode(farewell))
+        except LinkError as error:
+            _logger.warning("slot %d: verifier %s is not told of a move: %s", slot, verifier, error)
+        live = self._sessions.get(slot)
+        if live is None or live.machine.binding.name != verifier:
+            self._clear_checkpoint(verifier, slot)
+
+    def _clear_everywhere(self, slot: int) -> None:
+        for verifier in sorted(self._parts.adverts.names):
+            self._clear_checkpoint(verifier, slot)
+
+    def _clear_checkpoint(self, verifier: str, slot: int) -> None:
+        topic = STATE.topic(self._parts.fleet, v=verifier, d=self._parts.device, n=slot)
+        try:
+            self._parts.link.publish(topic, b"", is_retained=True)
+        except LinkError as error:
+            _logger.warning("slot %d: a checkpoint stays until it expires: %s", slot, error)
 
     def _answer_publish(self, live: LiveSession, window: Window, reason_code: int) -> None:
         live.perform(live.machine.published(window.generation, window.round, reason_code, self.now_s()))

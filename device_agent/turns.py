@@ -82,6 +82,7 @@ class SessionTurns:
         self._outbox = Outbox(saved.uid, saved.generation)
         self._n_failures = 0
         self._n_rebuilds = 0
+        self._left = {saved.verifier} - {binding.name}
         self._told: set[NoticeKind] = set()
         self._actions: list[Action] = []
 

@@ -456,7 +456,9 @@ class Link:
     def _message(self, message: paho.MQTTMessage) -> None:
         n_properties = _body_bytes(message.properties)
         self._traffic.received(message.topic, len(message.payload), message.qos, n_properties)
-        self._emit(Received(message.topic, bytes(message.payload), message.retain, self._clock()))
+        expires_in_s = getattr(message.properties, "MessageExpiryInterval", None)
+        payload = bytes(message.payload)
+        self._emit(Received(message.topic, payload, message.retain, self._clock(), expires_in_s))
 
     def _puback(self, packet_id: int, reason: ReasonCode, properties: Properties | None) -> None:
         outgoing = self._outbox.acknowledged(packet_id)

@@ -128,12 +128,16 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message. `is_retained`: the broker had it stored; it is not being published now."""
+    """A message. `is_retained`: the broker had it stored; it is not being published now.
+
+    `expires_in_s`: what is left of its message expiry; None when it has none.
+    """
 
     topic: str
     payload: bytes
     is_retained: bool
     at_s: float
+    expires_in_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

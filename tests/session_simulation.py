@@ -26,6 +26,7 @@ from device_agent.actions import (
     Finished,
     Journal,
     Judged,
+    Left,
     NeedDraft,
     Notice,
     Publish,
@@ -317,6 +318,8 @@ class World:
                     self.told.errors.append(str(error))
                 case FindVerifier(target, avoid):
                     self.after(0.01, partial(self.find, target, avoid))
+                case Left(verifier, farewell):
+                    self.after(0.005, partial(self.verifiers[verifier].receive, encode(farewell)))
                 case Closed():
                     self.told.is_closed = True
 

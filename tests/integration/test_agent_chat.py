@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -14,33 +12,17 @@ import pytest
 from device_agent.actions import Notice
 from device_agent.agent import DeviceAgent
 from device_agent.chat import ChatOptions
-from device_agent.chat_events import ChatEvent, Failed, Finished, TextDelta, TurnStats
-from edge_verifier.config import VerifierConfig
-from edge_verifier.engines.table_engine import TableEngine
-from edge_verifier.service import VerifierService
+from device_agent.chat_events import Failed, Finished, TextDelta
 from protocol.codec import decode
-from protocol.coupling import Ends, decode_alone
 from protocol.errors import LinkError, SessionError, VocabularyMismatchError
 from protocol.link import Received, Subscription
-from protocol.messages import SamplerSettings, Telemetry
+from protocol.messages import Telemetry
 from protocol.topics import TELEMETRY
+from tests.integration.live_chat import alone, last, serving, wait_for
 from tests.live_fleet import WAIT_S, LiveFleet, Recorder
-from tests.table_device import PIECES, STOP_ID, TableDrafter, table_agent, table_engine
+from tests.table_device import PIECES, TableDrafter, table_agent, table_engine
 
 SAMPLED = ChatOptions(temperature=0.9, top_p=0.95, seed=11)
-
-
-@contextmanager
-def serving(fleet: LiveFleet, engine: TableEngine, name: str = "v1") -> Iterator[VerifierService]:
-    """A verifier on the broker."""
-    service = VerifierService(engine, fleet.endpoint(f"verifier.{name}"), "f", name, VerifierConfig())
-    service.start()
-    try:
-        service.wait_ready(WAIT_S)
-        yield service
-    finally:
-        service.stop(0.2)
-        engine.shutdown()
 
 
 @pytest.fixture
@@ -51,36 +33,6 @@ def agent(live_fleet: LiveFleet, tmp_path: Path) -> Iterator[DeviceAgent]:
         with made:
             made.wait_ready(WAIT_S)
             yield made
-
-
-def last(events: Iterator[ChatEvent]) -> TurnStats:
-    """The stats at the end of a turn that must finish."""
-    end = list(events)[-1]
-    assert isinstance(end, Finished), end
-    return end.stats
-
-
-def alone(stats: TurnStats, max_tokens: int, engine: TableEngine | None = None) -> list[int]:
-    """What the target alone answers, computed from what the stats print."""
-    settings = SamplerSettings(
-        temperature=stats.temperature,
-        top_k=stats.top_k,
-        top_p=stats.top_p,
-        seed=stats.seed,
-        attempt=stats.attempt,
-    )
-    ends = Ends(frozenset({STOP_ID}), len(stats.prompt_ids) + max_tokens, 512)
-    return decode_alone((engine or table_engine()).next_logits, stats.prompt_ids, settings, ends)[0]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Poll until `condition` holds."""
-    waiting = threading.Event()
-    for _ in range(int(WAIT_S / 0.01)):
-        if condition():
-            return
-        waiting.wait(0.01)
-    raise AssertionError("never came true")
 
 
 def test_turns_retries_and_resets_give_the_target_s_text(agent: DeviceAgent) -> None:

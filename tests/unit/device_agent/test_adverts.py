@@ -112,3 +112,16 @@ def test_nobody_there_is_said(adverts: Adverts) -> None:
     assert isinstance(adverts.problem("small"), LinkError)
     adverts.update("a", status(vocabulary=OTHERS, is_alive=False))
     assert isinstance(adverts.problem("small"), LinkError)
+
+
+def test_a_verifier_that_connects_anew_is_told_from_one_that_changed(adverts: Adverts) -> None:
+    """It says the same again, with another incarnation, or after its will; a new price is mere news."""
+    assert not adverts.is_announced_anew("a", status())
+    adverts.update("a", status())
+    assert adverts.is_announced_anew("a", status())
+    assert not adverts.is_announced_anew("a", status(price=3.0))
+    assert not adverts.is_announced_anew("a", status(is_alive=False))
+    assert not adverts.is_announced_anew("a", None)
+    assert adverts.is_announced_anew("a", status(price=3.0).model_copy(update={"incarnation": "2"}))
+    adverts.update("a", status(is_alive=False))
+    assert adverts.is_announced_anew("a", status(price=3.0))

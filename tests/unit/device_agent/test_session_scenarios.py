@@ -134,6 +134,33 @@ def test_p3_a_verifier_back_from_the_dead_harms_nothing() -> None:
     assert all(window.generation > 1 for window in world.verifiers["v2"].windows)
 
 
+def test_p3_the_verifier_that_was_left_is_told_so_once_another_has_answered() -> None:
+    """It frees what it has; a late window of the session does not bring it back there."""
+    world = asked(World(n_verifiers=2, max_in_flight=1))
+    old = world.verifiers["v1"]
+    old.is_mute = True
+    world.run(lambda: world.session.binding.name == "v2")
+    assert len(old.table) == 1, "not before the session is known to be open elsewhere"
+    stale = [window for window in world.published if window.opening is not None and window.generation == 1]
+    finish(world)
+    assert len(old.table) == 0
+    for window in stale:
+        old.receive(encode(window))
+    assert len(old.table) == 0
+
+
+def test_p3_a_session_comes_back_to_a_verifier_that_it_has_left() -> None:
+    world = asked(World(n_verifiers=2, max_in_flight=1))
+    world.do(world.session.verifier_gone("v1", world.now_s))
+    finish(world)
+    world.ask((4, 4))
+    world.do(world.session.verifier_gone("v2", world.now_s))
+    finish(world)
+    assert world.session.binding.name == "v1"
+    assert len(world.verifiers["v1"].table) == 1
+    assert len(world.verifiers["v2"].table) == 0
+
+
 def test_p5_a_verifier_with_another_target_is_never_used() -> None:
     world = asked(World(n_verifiers=2))
     world.verifiers["v2"].target = "00000000000000ff"
