@@ -28,7 +28,7 @@ from provisioning.bundle import ModelFiles, install
 from provisioning.fleet_directory import FleetDirectory
 
 if TYPE_CHECKING:
-    from edge_verifier.engines.hf_reference import TargetAlone
+    from edge_verifier.engines import Reference
 
 LOAD_TIMEOUT_S = 600.0
 CONNECT_TIMEOUT_S = 30.0
@@ -159,10 +159,10 @@ class DemoFleet:
         return [answer for _, answer in sorted(answers, key=lambda item: item[0])]
 
     def compare(self, answers: Sequence[DemoAnswer]) -> None:
-        """Run the target alone, by plain transformers code, and set `is_identical` of each answer."""
-        from edge_verifier.engines.hf_reference import TargetAlone
+        """Run the target alone, one token at a time, and set `is_identical` of each answer."""
+        from edge_verifier.engines import load_reference
 
-        alone = TargetAlone(resolve_target(self._options.target), self._dtype)
+        alone = load_reference(resolve_target(self._options.target), self._dtype)
         for answer in answers:
             answer.is_identical = _is_identical(alone, answer.answer, answer.max_tokens)
 
@@ -192,7 +192,7 @@ class DemoFleet:
         return DemoAnswer(device.name, device.draft, prompt, self._dtype, max_tokens, answer)
 
 
-def _is_identical(alone: TargetAlone, answer: Answer, max_tokens: int) -> bool:
+def _is_identical(alone: Reference, answer: Answer, max_tokens: int) -> bool:
     stats = answer.stats
     settings = SamplerSettings(
         temperature=stats.temperature,

@@ -28,8 +28,17 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+class ExplainedError(SledError):
+    """The failure of another process of ours, which has told the user itself when `is_explained`."""
+
+    is_explained = False
+    explained_exit_code = int(ExitCode.FAILED)
+
+
 def error(failure: SledError) -> int:
     """Print one line for `failure`, one for what to do next, and return the exit code."""
+    if isinstance(failure, ExplainedError) and failure.is_explained:
+        return failure.explained_exit_code
     sys.stderr.write(f"sled: error: {printable(str(failure))}\n")
     if failure.hint:
         sys.stderr.write(f"  try: {printable(failure.hint)}\n")

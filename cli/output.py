@@ -10,6 +10,9 @@ import orjson
 
 from cli.diagnostics import printable
 
+NO_TERMINAL_WIDTH = 1_000
+"""Columns of a table that goes to a file or a pipe: nothing is cut or wrapped there."""
+
 
 def as_json(value: object) -> None:
     """One JSON document on one line."""
@@ -39,10 +42,11 @@ def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, empty: s
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        grid.add_column(column.replace("_", " "))
+        grid.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
         grid.add_row(*(Text(printable(_cell(row.get(column)))) for column in columns))
-    Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty()).print(grid)
+    width = None if sys.stdout.isatty() else NO_TERMINAL_WIDTH
+    Console(file=sys.stdout, width=width).print(grid)
 
 
 def fields(values: Mapping[str, Any]) -> None:

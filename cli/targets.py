@@ -20,25 +20,33 @@ class DraftModel:
 
 
 def resolve_target(target: str | None) -> Path | str:
-    """The bundled target for None, a checked directory, or a Hugging Face id as it is.
+    """The bundled target for None, a checked directory or GGUF file, or a Hugging Face id as it is.
 
     Raises:
-        ModelError: the directory is missing, or holds no configuration or weights.
+        ModelError: the directory or file is missing, or holds no configuration or weights.
     """
     if target is None:
         from provisioning.catalogue import bundled_pair
 
         return bundled_pair().target
     path = Path(target).expanduser()
+    if path.is_file() and is_gguf(path):
+        return path
     if path.exists():
         _check_directory(path)
         return path
     if target.startswith((".", "/", "~")) or target.count("/") != 1:
         raise ModelError(
-            f"target {target!r} is neither a directory nor a Hugging Face id",
-            hint="name a directory with config.json and *.safetensors, or an id such as Qwen/Qwen2.5-0.5B",
+            f"target {target!r} is neither a directory nor a GGUF file nor a Hugging Face id",
+            hint="name a directory with config.json and *.safetensors, a .gguf file, or an id such as"
+            " Qwen/Qwen2.5-0.5B",
         )
     return target
+
+
+def is_gguf(target: Path | str | None) -> bool:
+    """Whether a target is named like a GGUF file, which llama.cpp serves."""
+    return target is not None and str(target).lower().endswith(".gguf")
 
 
 def resolve_draft(model: str | None) -> DraftModel:
@@ -64,7 +72,8 @@ def resolve_draft(model: str | None) -> DraftModel:
 def _check_directory(path: Path) -> None:
     if not path.is_dir():
         raise ModelError(
-            f"target {path} is a file", hint="name the directory that holds config.json and *.safetensors"
+            f"target {path} is a file, and no GGUF model",
+            hint="name a .gguf file, or the directory that holds config.json and *.safetensors",
         )
     if not (path / "config.json").is_file():
         raise ModelError(

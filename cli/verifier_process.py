@@ -15,17 +15,19 @@ from typing import Any, Self
 
 import orjson
 
-from protocol.errors import ModelError, SledError
+from cli.diagnostics import ExitCode, ExplainedError
+from protocol.errors import ModelError
 
 STOP_TIMEOUT_S = 15.0
 
 
-class VerifierExitedError(SledError):
-    """The verifier process ended; it has said why on stderr."""
+class VerifierExitedError(ExplainedError):
+    """The verifier process ended; it has said why on stderr, unless a signal ended it."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__(f"the verifier ended with exit code {exit_code}", hint="see its message above")
-        self.child_exit_code = exit_code
+        super().__init__(f"the verifier was ended by signal {-exit_code}", hint="see its log")
+        self.is_explained = exit_code >= 0
+        self.explained_exit_code = exit_code or ExitCode.FAILED
 
 
 class VerifierProcess:

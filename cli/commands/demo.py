@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import output
-from cli.commands.verifier import DtypeOption, TargetOption, ThreadsOption
+from cli.commands.verifier import TargetOption, ThreadsOption
 from cli.diagnostics import ExitCode, say
 from cli.options import JsonOption, MaxTokensOption, SeedOption, TemperatureOption, TopKOption, TopPOption
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from cli.demo_fleet import DemoFleet
@@ -31,7 +32,14 @@ def demo(
         typer.Option(help="Draft model, bundled name or GGUF; several take turns.", metavar="NAME|FILE"),
     ] = None,
     target: TargetOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32 (exact), bfloat16 or auto. [default: float32; a GGUF target as stored,"
+            " with --check float32]",
+            metavar="DTYPE",
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
@@ -51,15 +59,21 @@ def demo(
     answer and line. Exit code 1 when --check finds a difference.
     """
     from cli.demo_fleet import DemoFleet, DemoOptions
+    from cli.targets import is_gguf
     from device_agent.chat import ChatOptions
 
+    if check and is_gguf(target) and dtype not in (None, "float32"):
+        raise ConfigError(
+            f"--check compares token by token, which a GGUF target in {dtype} does not allow",
+            hint="leave out --dtype, or give --dtype float32",
+        )
     is_chat = prompt is None and sys.stdin.isatty() and not json
     prompts = tuple(prompt or (DEFAULT_PROMPT,))
     options = DemoOptions(
         n_devices=devices,
         drafts=tuple(draft or ("draft",)),
         target=target,
-        dtype=dtype,
+        dtype=dtype or ("auto" if is_gguf(target) and not check else "float32"),
         threads=threads,
         verifier_log=verifier_log,
         chat=ChatOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_tokens=max_tokens),

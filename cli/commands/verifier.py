@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,12 +20,16 @@ if TYPE_CHECKING:
     from edge_verifier.service import VerifierService
 
 CONNECT_TIMEOUT_S = 30.0
+STDIN = 0
 
 app = typer.Typer(help="The edge verifier.", no_args_is_help=True)
 
 TargetOption = Annotated[
     str | None,
-    typer.Option(help="Hugging Face directory or id. [default: the bundled target]", metavar="DIR|ID"),
+    typer.Option(
+        help="Hugging Face directory or id, or a GGUF file. [default: the bundled target]",
+        metavar="DIR|ID|FILE",
+    ),
 ]
 DtypeOption = Annotated[
     str | None, typer.Option(help="float32 (exact), bfloat16 or auto. [default: auto]", metavar="DTYPE")
@@ -112,7 +115,9 @@ def _stop_event(*, until_stdin_closes: bool) -> threading.Event:
     if until_stdin_closes:
 
         def wait_for_end() -> None:
-            sys.stdin.buffer.read()
+            # Not sys.stdin: its lock, held by this thread, would end the interpreter's shutdown in an abort.
+            while os.read(STDIN, 4096):
+                pass
             stop.set()
 
         threading.Thread(target=wait_for_end, name="parent-watch", daemon=True).start()
