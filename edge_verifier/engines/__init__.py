@@ -6,24 +6,35 @@ and a line in `ENGINES`; `table_engine.py` is the smallest example.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from edge_verifier.engine import Engine
 from edge_verifier.engines.model_directory import find_directory
 from protocol.errors import ConfigError, ModelError
+from protocol.messages import SamplerSettings
 
 ENGINES = {
     "transformers": ("edge_verifier.engines.hf", "TransformersEngine", "pip install 'sled[verifier]'"),
+    "llama.cpp": ("edge_verifier.engines.llamacpp", "LlamaCppEngine", "pip install 'sled[verifier-gguf]'"),
 }
 """Module, class and the command that installs what it needs, by the engine's name."""
+
+
+class Reference(Protocol):
+    """A target that decodes by itself, by code that the engines do not use."""
+
+    def generate(self, prompt_ids: Sequence[int], settings: SamplerSettings, limit: int) -> list[int]:
+        """The tokens that follow `prompt_ids` up to absolute length `limit`, the stop token included."""
+        ...
 
 
 def load_engine(
     target: str | Path,
     *,
-    engine: str = "transformers",
+    engine: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     n_threads: int | None = None,
@@ -34,9 +45,9 @@ def load_engine(
     """Load a target model; takes seconds, and memory for the weights.
 
     Args:
-        target: a local model directory or a hub id.
-        engine: a name in `ENGINES`.
-        dtype: `auto`, `float32` or `bfloat16`.
+        target: a local model directory, a hub id, or a GGUF file.
+        engine: a name in `ENGINES`; None for the one that serves the kind of `target`.
+        dtype: `auto`, `float32` or `bfloat16`; a GGUF target is served as stored or in float32.
         device: `auto`, `cpu` or `cuda`.
         n_threads: of the model; None for one per core.
         max_sessions: sessions that can be open at once.
@@ -47,6 +58,7 @@ def load_engine(
         ConfigError: there is no such engine.
         ModelError: the engine is not installed, or the target cannot be found, read, or served right.
     """
+    engine = engine or engine_for(target)
     if engine not in ENGINES:
         raise ConfigError(f"there is no engine {engine!r}", hint=f"use one of: {', '.join(ENGINES)}")
     module, name, install = ENGINES[engine]
@@ -66,3 +78,33 @@ def load_engine(
         kv_bytes=kv_bytes,
     )
     return cast("Engine", loaded)
+
+
+def engine_for(target: str | Path) -> str:
+    """The name in `ENGINES` of the engine that serves such a target."""
+    return "llama.cpp" if str(target).lower().endswith(".gguf") else "transformers"
+
+
+def load_reference(target: str | Path, dtype: str) -> Reference:
+    """The target alone, for checking what was committed.
+
+    Args:
+        dtype: as in `EngineInfo`.
+
+    Raises:
+        ConfigError: a GGUF target that is not served in float32: there every batch has other rounding, and
+            a comparison would find differences that are none.
+        ModelError: the target cannot be read.
+    """
+    if engine_for(target) == "llama.cpp":
+        if dtype != "float32":
+            raise ConfigError(
+                f"a GGUF target in {dtype} cannot be compared token by token",
+                hint="use --dtype float32, in which batches and single tokens agree",
+            )
+        from edge_verifier.engines.llamacpp_reference import GgufAlone  # noqa: PLC0415 - brings in llama.cpp
+
+        return GgufAlone(Path(target))
+    from edge_verifier.engines.hf_reference import TargetAlone  # noqa: PLC0415 - brings in torch
+
+    return TargetAlone(target, dtype)

@@ -165,18 +165,6 @@ def test_logits_are_given_for_the_last_positions_only(make_model: MakeModel) -> 
     np.testing.assert_array_equal(logits[2], alone[:5])
 
 
-def test_steps_submitted_together_run_in_order(make_model: MakeModel) -> None:
-    text = _text(6, 40)
-    with _engine(make_model("llama")) as engine:
-        alone = _step_by_step(engine, text)
-        session = engine.open()
-        futures = [engine.submit([Row(session, i, text[i : i + 4], 4)]) for i in range(0, 40, 4)]
-        engine.truncate(session, 20)
-        futures.append(engine.submit([Row(session, 20, text[20:30], 10)]))
-        found = np.concatenate([future.result().logits[0] for future in futures])
-    np.testing.assert_array_equal(found, np.concatenate([alone, alone[20:30]]))
-
-
 def test_a_failed_step_caches_nothing(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     text = _text(7, 9)
     with _engine(make_model("llama")) as engine:
@@ -208,11 +196,3 @@ def test_the_kv_budget_limits_positions_and_closing_gives_them_back(make_model: 
             engine.submit([Row(sessions[2], 0, (1,), 0)])
         engine.close(sessions[0])
         assert engine.submit([Row(sessions[2], 0, (1,), 1)]).result().logits[0].shape == (1, VOCAB_SIZE)
-
-
-def test_nothing_is_taken_after_shutdown(make_model: MakeModel) -> None:
-    with _engine(make_model("llama")) as engine:
-        session = engine.open()
-    with pytest.raises(ModelError, match="shut down"):
-        engine.submit([Row(session, 0, (1,), 1)])
-    engine.shutdown()

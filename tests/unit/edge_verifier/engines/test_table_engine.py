@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_verifier.engine import CapacityError, Engine, Row
+from edge_verifier.engine import Engine, Row
 from edge_verifier.engines.table_engine import TableEngine
 from protocol.errors import ModelError
 
@@ -74,12 +74,3 @@ def test_shutdown_finishes_what_was_submitted_and_takes_no_more() -> None:
     assert future.done()
     with pytest.raises(ModelError, match="shut down"):
         engine.submit([Row(session, 1, (1,), 1)])
-
-
-def test_sessions_are_limited_and_come_free_by_closing() -> None:
-    engine = TableEngine(max_sessions=1)
-    session = engine.open()
-    with pytest.raises(CapacityError):
-        engine.open()
-    engine.close(session)
-    assert engine.open() != session
