@@ -11,6 +11,7 @@ sync, so that raising it within a turn costs no write to a worn SD card.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import zlib
@@ -125,7 +126,7 @@ class JournalDirectory:
                 os.fsync(file.fileno())
             temporary.replace(path)
             _sync_directory(self._directory)
-            return SessionJournal(path, path.open("ab"), reserved)
+            return SessionJournal(path, _locked(path, path.open("ab")), reserved)
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -140,7 +141,7 @@ class JournalDirectory:
         """Continue the journal of a loaded session; a torn tail is cut off first.
 
         Raises:
-            ConfigError: the directory is not writable.
+            ConfigError: the directory is not writable, or another process has the journal open.
         """
         path = self._path(saved.uid)
         try:
@@ -148,12 +149,22 @@ class JournalDirectory:
             n_good = sum(len(line) + 1 for line, _ in _lines(content))
             if n_good > COMPACT_BYTES:
                 return self.create(saved)
-            file = path.open("r+b")
+            file = _locked(path, path.open("r+b"))
             file.truncate(n_good)
             file.seek(n_good)
         except OSError as error:
             raise _unwritable(path, error) from error
         return SessionJournal(path, file, saved.generation)
+
+    def check_unused(self, uid: str) -> None:
+        """See that nobody has the journal of `uid` open.
+
+        Raises:
+            ConfigError: another process has.
+        """
+        path = self._path(uid)
+        if path.exists():
+            _locked(path, path.open("r+b")).close()
 
     def remove(self, uid: str) -> None:
         """Forget a session that is not open."""
@@ -262,6 +273,19 @@ def _empty(header: _Header) -> Saved:
 
 def _open_private(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+
+def _locked(path: Path, file: BinaryIO) -> BinaryIO:
+    """`file`, for this process alone until it is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(
+            f"conversation {path.stem} is open in another process",
+            hint="leave that chat, or stop the agent that runs here",
+        ) from None
+    return file
 
 
 def _sync_directory(directory: Path) -> None:
