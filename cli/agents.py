@@ -32,10 +32,19 @@ def agent_of(
     from device_agent.config import DeviceConfig
     from device_agent.drafters import load_drafter, load_vocabulary
     from device_agent.tokenizer import ChatTokenizer
+    from provisioning.certificate_exchange import CertificateExchange
 
+    exchange = CertificateExchange(home)
+    exchange.settle()
     typed = {key: value for key, value in (overrides or {}).items() if value is not None}
     config = DeviceConfig.load(home, typed, os.environ)
     tokenizer = ChatTokenizer(load_vocabulary(config.model_file))
     n_threads = config.settings.draft_threads or None
     drafter = load_drafter("llama.cpp", config.model_file, n_threads=n_threads)
-    return DeviceAgent(config, drafter, tokenizer, controller_options=controller)
+    return DeviceAgent(
+        config,
+        drafter,
+        tokenizer,
+        controller_options=controller,
+        commands=exchange.commands(config.identity.device, config.endpoint),
+    )

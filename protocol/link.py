@@ -18,6 +18,7 @@ import contextlib
 import logging
 import selectors
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from protocol.backoff import Backoff
 from protocol.errors import LinkError
 from protocol.link_state import LinkState
 from protocol.link_subscriptions import SubscriptionBook
-from protocol.link_tls import mutual_tls
+from protocol.link_tls import load_identity, mutual_tls
 from protocol.link_traffic import TrafficCounter
 from protocol.link_types import (
     Connected,
@@ -113,6 +114,7 @@ class Link:
         self._is_stopping = threading.Event()
         self._farewell: tuple[str, bytes] | None = None
         self._stop_by_s: float | None = None
+        self._tls_context: ssl.SSLContext | None = None
         self._client = self._new_client()
         self._selector = selectors.DefaultSelector()
         self._waker = Waker()
@@ -242,12 +244,22 @@ class Link:
                 self._sleep()
 
     def _connect(self) -> bool:
+        self._take_new_certificate()
         try:
             self._client.reconnect()
         except OSError as error:
             self._lost(link_failure.from_exception(error, self._endpoint))
             return False
         return True
+
+    def _take_new_certificate(self) -> None:
+        """A certificate that was exchanged on disk is used from the next connection on."""
+        if self._tls_context is None or self._endpoint.tls is None:
+            return
+        try:
+            load_identity(self._tls_context, self._endpoint.tls)
+        except LinkError as error:
+            _logger.warning("link %s: the certificate in use stays: %s", self._options.identity, error)
 
     def _serve(self) -> None:
         """Until the connection ends: send what waits, read what came, look after the keepalive."""
@@ -379,7 +391,8 @@ class Link:
         client.connect_timeout = options.connect_timeout_s
         client.max_inflight_messages_set(0)  # the outbox limits what is in flight
         if self._endpoint.tls is not None:
-            client.tls_set_context(mutual_tls(self._endpoint.tls, self._endpoint.server_name))
+            self._tls_context = mutual_tls(self._endpoint.tls, self._endpoint.server_name)
+            client.tls_set_context(self._tls_context)
         if options.will is not None:
             will = options.will
             client.will_set(will.topic, will.payload, will.qos, will.is_retained)

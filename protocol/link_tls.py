@@ -7,8 +7,9 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+from protocol import link_failure
 from protocol.errors import LinkError
-from protocol.link_types import TlsFiles
+from protocol.link_types import Endpoint, TlsFiles
 
 
 class RefusalKeepingSocket(ssl.SSLSocket):
@@ -62,8 +63,38 @@ def mutual_tls(files: TlsFiles, server_name: str | None = None) -> ssl.SSLContex
     context.check_hostname = True
     context.server_name = server_name
     _load(files.ca_file, lambda: context.load_verify_locations(files.ca_file))
-    _load(files.cert_file, lambda: context.load_cert_chain(files.cert_file, files.key_file))
+    load_identity(context, files)
     return context
+
+
+def load_identity(context: ssl.SSLContext, files: TlsFiles) -> None:
+    """Show the certificate that is in `files` now, from the context's next connection on.
+
+    Raises:
+        LinkError: as `mutual_tls`; the context keeps what it had when a file is missing.
+    """
+    _load(files.cert_file, lambda: context.load_cert_chain(files.cert_file, files.key_file))
+
+
+def check_certificate(endpoint: Endpoint, timeout_s: float) -> None:
+    """Have the broker judge our certificate, without logging in: a live connection of ours is not disturbed.
+
+    Raises:
+        LinkError: it is refused, or the broker is not trusted (both not retryable), or out of reach.
+    """
+    if endpoint.tls is None:
+        raise LinkError(f"{endpoint} has no certificate to check", is_retryable=False)
+    context = mutual_tls(endpoint.tls, endpoint.server_name)
+    # In TLS 1.2 the handshake ends only after the broker has judged our certificate.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        with (
+            socket.create_connection((endpoint.host, endpoint.port), timeout_s) as connection,
+            context.wrap_socket(connection, server_hostname=endpoint.host),
+        ):
+            pass
+    except OSError as error:
+        raise link_failure.from_exception(error, endpoint) from error
 
 
 def _load(path: Path, load: Any) -> None:  # noqa: ANN401 - any callable without arguments

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -48,7 +49,7 @@ class IssuedIdentity:
 
     @property
     def key_pem(self) -> bytes:
-        return _key_pem(self.private_key)
+        return key_pem(self.private_key)
 
     @property
     def certificate_pem(self) -> bytes:
@@ -83,7 +84,7 @@ class Authority:
             x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False
         )
         authority = cls(kind, directory, key, builder.sign(key, hashes.SHA256()))
-        write_atomically(directory / "key.pem", _key_pem(key), mode=SECRET_MODE)
+        write_atomically(directory / "key.pem", key_pem(key), mode=SECRET_MODE)
         write_atomically(
             authority.certificate_file, authority._certificate.public_bytes(serialization.Encoding.PEM)
         )
@@ -162,6 +163,26 @@ class Authority:
             builder = builder.add_extension(alternatives, critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
+    def certify_request(
+        self, identity: str, request: bytes, *, lifetime: dt.timedelta = IDENTITY_LIFETIME
+    ) -> x509.Certificate:
+        """A certificate for `identity` over the key of a signing request (DER); nothing else of it is used.
+
+        Raises:
+            ProvisioningError: the request is not one, is not signed by its own key, or has another kind of
+                key than P-256; or the CA does not sign `identity`.
+        """
+        try:
+            parsed = x509.load_der_x509_csr(request)
+            key, is_signed = parsed.public_key(), parsed.is_signature_valid
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise ProvisioningError(f"signing request of {identity} cannot be read: {error}") from error
+        if not is_signed:
+            raise ProvisioningError(f"signing request of {identity} is not signed by its own key")
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise ProvisioningError(f"signing request of {identity} has another key than P-256")
+        return self.certify(identity, key, lifetime=lifetime)
+
     def write_revocation_list(self, revoked: Mapping[int, dt.datetime]) -> None:
         """Replace `crl.pem` by a list of these certificates: serial number to time of revocation.
 
@@ -194,6 +215,16 @@ class Authority:
 def new_key() -> ec.EllipticCurvePrivateKey:
     """A fresh P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())
+
+
+def signing_request(key: ec.EllipticCurvePrivateKey, identity: str) -> bytes:
+    """A request (DER) to certify `key`; the name in it is for people, no CA of ours takes it."""
+    return (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(_name(identity))
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.DER)
+    )
 
 
 def load_key(file: Path) -> ec.EllipticCurvePrivateKey:
@@ -283,7 +314,8 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The key, unencrypted."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tarfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -44,11 +44,16 @@ class InstalledDevice:
     home: Path
 
 
-def install(bundle: Path, home: Path, *, replace: bool = False) -> InstalledDevice:
+def install(
+    bundle: Path, home: Path, *, replace: bool = False, prove: Callable[[Path], None] | None = None
+) -> InstalledDevice:
     """Check `bundle` and put it into `home`.
 
     A home that was empty becomes complete in one step. A replaced one is moved aside first and removed when
     the new one is in place; the journal moves over when fleet and device are the same.
+
+    Args:
+        prove: called with the complete new home before it takes the old one's place; raises to leave that.
 
     Raises:
         ProvisioningError: the bundle is damaged or is none, or `home` holds something already and `replace`
@@ -63,6 +68,8 @@ def install(bundle: Path, home: Path, *, replace: bool = False) -> InstalledDevi
         _check_identity(draft, manifest)
         write_atomically(draft / "device.toml", _device_toml(manifest).encode(), mode=SECRET_MODE)
         (draft / "journal").mkdir(mode=0o700)
+        if prove is not None:
+            prove(draft)
         _put_in_place(draft, home, manifest)
     except (EOFError, tarfile.TarError, ValidationError, ValueError) as error:
         text = (

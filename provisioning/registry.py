@@ -140,6 +140,43 @@ class Registry:
                 )
             return _revoke(connection, now, "identity = ?", device_id)
 
+    def promote(self, device_id: str, serial: int) -> None:
+        """Make a certificate the device's current one; whatever else it had is replaced by it.
+
+        Raises:
+            ProvisioningError: the device has no such certificate.
+        """
+        now, named = _utc_now(), f"{serial:x}"
+        with self._transaction() as connection:
+            changed = connection.execute(
+                "UPDATE certificate SET replaced_at = NULL"
+                " WHERE authority = 'device' AND identity = ? AND serial = ? AND revoked_at IS NULL",
+                (device_id, named),
+            )
+            if changed.rowcount == 0:
+                raise ProvisioningError(f"device {device_id} has no certificate {named}")
+            connection.execute(
+                "UPDATE certificate SET replaced_at = ? WHERE authority = 'device' AND identity = ?"
+                " AND serial != ? AND replaced_at IS NULL",
+                (now, device_id, named),
+            )
+
+    def check_is_active(self, device_id: str) -> None:
+        """Do nothing when the device exists and is not revoked.
+
+        Raises:
+            ProvisioningError: it does not, or is.
+        """
+        query = "SELECT revoked_at FROM device WHERE id = ?"
+        with self._transaction() as connection:
+            row = connection.execute(query, (device_id,)).fetchone()
+        if row is None:
+            raise ProvisioningError(
+                f"there is no device {device_id!r}", hint="see which there are: sled provision ls"
+            )
+        if row[0]:
+            raise ProvisioningError(f"device {device_id} was revoked on {row[0]}")
+
     def revoke_replaced(self, device_id: str) -> tuple[int, ...]:
         """Revoke what a device no longer uses; the serial numbers of all its revoked certificates."""
         with self._transaction() as connection:

@@ -13,6 +13,8 @@ from cli import output
 from cli.diagnostics import say
 from cli.options import HomeOption, JsonOption
 
+CONNECT_TIMEOUT_S = 10.0
+
 app = typer.Typer(help="On the device: install a bundle, run the agent.", no_args_is_help=True)
 
 
@@ -22,11 +24,23 @@ def install(
     *,
     home: HomeOption,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the identity that is there.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="With --replace: do not try the new identity first.")
+    ] = False,
 ) -> None:
-    """Put a bundle's identity, draft model and settings in place."""
+    """Put a bundle's identity, draft model and settings in place.
+
+    An identity that is there stays until the broker has accepted the new one.
+    """
+    from device_agent.config import DeviceConfig
+    from protocol.link_tls import check_certificate
     from provisioning.bundle import install as install_bundle
 
-    installed = install_bundle(bundle, home, replace=replace)
+    def prove(draft: Path) -> None:
+        check_certificate(DeviceConfig.load(draft).endpoint, CONNECT_TIMEOUT_S)
+
+    must_prove = replace and not offline and (home / "device.toml").exists()
+    installed = install_bundle(bundle, home, replace=replace, prove=prove if must_prove else None)
     say(f"device {installed.device} of fleet {installed.fleet} is in {home}")
     say("next: sled chat")
 

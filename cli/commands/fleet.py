@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -145,6 +146,47 @@ def revoke(
         return
     output.fields(result)
     say(f"{device} is locked out; a good certificate is still let in")
+
+
+@app.command()
+def rotate(
+    device: DeviceArgument,
+    *,
+    fleet: FleetOption,
+    broker: BrokerOption = None,
+    reload_command: ReloadCommandOption = None,
+    drop_old: Annotated[
+        bool,
+        typer.Option("--drop-old", help="Only revoke what a bundle made with --replace has replaced."),
+    ] = False,
+    json: JsonOption = False,
+    timeout: TimeoutOption = 30.0,
+) -> None:
+    """Give a running device a new key and certificate, over its connection.
+
+    The device makes the key, keeps it, and tries the new certificate before it drops the old one; only then
+    is the old one revoked.
+    """
+    from cli.broker_access import access_to
+    from provisioning import rotation
+    from provisioning.fleet_directory import FleetDirectory
+
+    directory = FleetDirectory.open(fleet)
+    access = access_to(directory, broker=None, reload_command=reload_command, admin=None)
+    reload = access.reload if access else None
+    if drop_old:
+        done = rotation.drop_old(directory, device, reload)
+    else:
+        with _operator(fleet, broker, timeout) as operator:
+
+            def ask(name: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
+                state = operator.command(device, name, arguments=arguments, timeout_s=timeout).state
+                return state.result if state else {}
+
+            done = rotation.rotate(directory, device, ask, reload)
+    output.as_json(done.to_json()) if json else output.fields(done.to_json())
+    if not done.is_broker_told:
+        say("no broker runs from the fleet directory: give yours ca/device/crl.pem, or use --reload-command")
 
 
 @app.command()

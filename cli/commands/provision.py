@@ -63,7 +63,10 @@ def device(
         )
         return
     say(f"wrote {bundle}; it holds the private key of {device}")
-    say(f"on the device: sled device install {bundle.name}")
+    option = " --replace" if replace else ""
+    say(f"on the device: sled device install {bundle.name}{option}")
+    if replace:
+        say(f"its old certificate stays valid until: sled fleet rotate {device} --drop-old")
 
 
 @app.command("ls")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+from device_agent.command_desk import RunCommand
 from device_agent.duties import (
     Action,
     ApplySettings,
@@ -21,9 +22,11 @@ from device_agent.duties import (
     Unsubscribe,
 )
 from device_agent.duties_memory import DutiesMemory
+from device_agent.duties_shell import Command
 from device_agent.settings import Settings
+from protocol.errors import SledError
 from protocol.identifiers import new_incarnation
-from protocol.link import Connected, Link, LinkEvent, LinkOptions, Received
+from protocol.link import Connected, Endpoint, Link, LinkEvent, LinkOptions, Received
 from tests.live_fleet import FAST, LiveFleet
 
 
@@ -36,7 +39,17 @@ class FleetDevice:
         halted: set with the reason in `halt_reason` when it stopped for good.
     """
 
-    def __init__(self, live: LiveFleet, device: str, *, memory: bytes | None = None, **facts: Any) -> None:
+    def __init__(
+        self,
+        live: LiveFleet,
+        device: str,
+        *,
+        memory: bytes | None = None,
+        commands: Mapping[str, Command] | None = None,
+        endpoint: Endpoint | None = None,
+        **facts: Any,
+    ) -> None:
+        self._commands = commands or {}
         self.memory = memory
         self.applied: list[Settings] = []
         self.saved = threading.Event()
@@ -45,10 +58,10 @@ class FleetDevice:
         self._is_stopped = False
         incarnation = facts.pop("incarnation", None) or new_incarnation()
         self.facts = DeviceFacts(fleet="f", device=device, incarnation=incarnation, **facts)
-        self.duties = FleetDuties(self.facts, Settings(), DutiesMemory.load(memory))
+        self.duties = FleetDuties(self.facts, Settings(), DutiesMemory.load(memory), tuple(self._commands))
         self._events: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
         options = LinkOptions(device, keepalive_s=2, will=self.duties.will(), **FAST)
-        self.link = Link(live.endpoint(device), options, self._events.put)
+        self.link = Link(endpoint or live.endpoint(device), options, self._events.put)
         self._thread = threading.Thread(target=self._run, name=f"device-{device}")
 
     def __enter__(self) -> Self:
@@ -96,6 +109,8 @@ class FleetDevice:
                     self.link.unsubscribe(topic_filter)
                 case ApplySettings(settings):
                     self.applied.append(settings)
+                case RunCommand():
+                    self._perform(self._answer(action))
                 case Halt(reason):
                     self.halt_reason = reason
                     self.link.stop(farewell=self.duties.farewell())
@@ -103,3 +118,10 @@ class FleetDevice:
                     return
                 case _:
                     raise AssertionError(f"unexpected {action}")
+
+    def _answer(self, command: RunCommand) -> list[Action]:
+        try:
+            result = self._commands[command.name](command.arguments)
+        except SledError as error:
+            return self.duties.command_finished(command.id, error=str(error))
+        return self.duties.command_finished(command.id, result=result)
