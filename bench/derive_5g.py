@@ -35,7 +35,7 @@ def read_runs(file: Path) -> dict[str, Run]:
     with lzma.open(file, "rt") as lines:
         for row in csv.DictReader(lines):
             runs[row["run"]].append((float(row["t_ms"]) / 1e3, float(row["rtt_ms"]) / 1e3))
-    return runs
+    return dict(runs)
 
 
 def derive(runs: Sequence[Run]) -> Scenario:

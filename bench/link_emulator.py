@@ -180,10 +180,12 @@ class EmulatedLink:
         connection = _Connection(writer, far_writer)
         self._connections.add(connection)
         try:
-            await asyncio.gather(
-                self._carry("up", reader, far_writer, connection),
-                self._carry("down", far_reader, writer, connection),
-            )
+            # asyncio's server complains of handlers that end cancelled, as ours do when the emulator ends.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(
+                    self._carry("up", reader, far_writer, connection),
+                    self._carry("down", far_reader, writer, connection),
+                )
         finally:
             self._connections.discard(connection)
             connection.reset()

@@ -1,0 +1,80 @@
+# ruff: noqa: PLC0415 - each process imports only the libraries of the models that it runs
+"""The models of a chaos run, for its device and verifier processes: the bundled pair, or random tables.
+
+Tables make a short run possible: processes are there at once and cost next to nothing. They are the tests'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from protocol.coupling import Ends, decode_alone
+from protocol.messages import SamplerSettings
+
+if TYPE_CHECKING:
+    from device_agent.agent import DeviceAgent
+    from edge_verifier.engine import Engine
+
+Pair = Literal["bundled", "table"]
+PAIRS: tuple[Pair, ...] = ("bundled", "table")
+TABLE_CONTEXT = 512
+TABLE_STEP_S = 0.01
+MAX_SESSIONS = 64
+
+
+def new_agent(pair: Pair, home: Path) -> DeviceAgent:
+    """The agent of the device in `home`, not started."""
+    from device_agent.agent import DeviceAgent
+
+    if pair == "bundled":
+        from cli.agents import agent_of
+
+        return agent_of(home)
+    from device_agent.config import DeviceConfig
+    from device_agent.tokenizer import ChatTokenizer
+    from tests.table_device import TableDrafter, TableVocabulary, table_engine
+
+    config = DeviceConfig.load(home)
+    drafter = TableDrafter(table_engine(max_context=TABLE_CONTEXT), error_rate=0.3)
+    return DeviceAgent(config, drafter, ChatTokenizer(TableVocabulary()))
+
+
+def new_engine(pair: Pair, n_threads: int) -> Engine:
+    """The target in fp32."""
+    if pair == "bundled":
+        from edge_verifier.engines import load_engine
+        from provisioning.catalogue import bundled_pair
+
+        target = bundled_pair().target
+        return load_engine(target, dtype="float32", n_threads=n_threads, max_sessions=MAX_SESSIONS)
+    from tests.integration.live_device import PacedEngine
+    from tests.table_device import PIECES, STOP_ID
+
+    stop_ids = frozenset({STOP_ID})
+    return PacedEngine(
+        TABLE_STEP_S,
+        vocab_size=len(PIECES),
+        stop_ids=stop_ids,
+        max_context=TABLE_CONTEXT,
+        max_sessions=MAX_SESSIONS,
+    )
+
+
+def reference(pair: Pair) -> Callable[[Sequence[int], SamplerSettings, int], Sequence[int]]:
+    """The target alone."""
+    if pair == "bundled":
+        from edge_verifier.engines.hf_reference import TargetAlone
+        from provisioning.catalogue import bundled_pair
+
+        return TargetAlone(bundled_pair().target, "float32").generate
+    from tests.table_device import STOP_ID, table_engine
+
+    engine = table_engine(max_context=TABLE_CONTEXT)
+
+    def alone(prompt: Sequence[int], settings: SamplerSettings, limit: int) -> Sequence[int]:
+        ends = Ends(frozenset({STOP_ID}), limit, TABLE_CONTEXT)
+        return decode_alone(engine.next_logits, prompt, settings, ends)[0]
+
+    return alone

@@ -1,0 +1,219 @@
+"""The processes and links of a chaos run: started, killed, started again, measured."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bench.chaos_models import Pair
+from bench.chaos_plan import BROKER, PROFILES, VERIFIERS, Fault
+from bench.link_emulator import EmulatedLink, LinkEmulator
+from bench.link_scenario import PERFECT, Scenario
+from broker_config.private_broker import PrivateBroker
+from cli.provisioned import provision
+from protocol.errors import BrokerError
+from provisioning.bundle import install
+from provisioning.fleet_directory import FleetDirectory
+
+STOP_S = 20.0
+
+
+@dataclass
+class Life:
+    """One process of one name, from its start to its end.
+
+    Attributes:
+        memory: monotonic time and resident MiB, as measured.
+        is_wanted_dead: we killed it, or told it to end.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    is_wanted_dead: bool = False
+
+    def measure(self, now_s: float) -> None:
+        """Add one sample while it lives."""
+        with suppress(OSError, IndexError):
+            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+            self.memory.append((now_s, pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
+
+
+class ChaosSite:
+    """One broker, two verifiers and some devices in `folder`, on emulated links."""
+
+    def __init__(self, folder: Path, devices: Sequence[str], pair: Pair, seed: int) -> None:
+        self.lives: list[Life] = []
+        self.records = folder / "records"
+        self._folder = folder
+        self._devices = devices
+        self._pair = pair
+        self._seed = seed
+        self._n_lives: dict[str, int] = {}
+        self._running: dict[str, Life] = {}
+        self._links: dict[str, EmulatedLink] = {}
+        self._parts = ExitStack()
+        self._fleet = FleetDirectory.create(folder / "fleet", fleet="chaos")
+        for name in VERIFIERS:
+            self._fleet.add_backend("verifier", name)
+        self._broker = PrivateBroker(self._fleet.broker_files(), folder / "broker")
+
+    def __enter__(self) -> Self:
+        self.records.mkdir()
+        with ExitStack() as parts:
+            parts.enter_context(self._broker)
+            emulator = parts.enter_context(LinkEmulator())
+            for number, name in enumerate(VERIFIERS):
+                port = self._broker.backend_port
+                self._links[name] = emulator.add("127.0.0.1", port, PERFECT, self._seed + number)
+            for number, name in enumerate(self._devices):
+                scenario = Scenario.named(PROFILES[number % len(PROFILES)])
+                port = self._broker.device_port
+                self._links[name] = emulator.add("127.0.0.1", port, scenario, self._seed + 100 + number)
+                self._install(name)
+            parts.callback(self._kill_all)
+            for name in (*VERIFIERS, *self._devices):
+                self.start(name)
+            self._parts = parts.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._parts.close()
+
+    # ---- faults
+
+    def begin(self, fault: Fault) -> None:
+        """Let it happen; `end` undoes what is not over by itself."""
+        match fault.kind:
+            case "kill":
+                self._signal(fault.victim, signal.SIGKILL)
+            case "stop":
+                self._signal(fault.victim, signal.SIGTERM)
+            case "stall":
+                self._links[fault.victim].stall(fault.for_s)
+            case "cut":
+                self._links[fault.victim].cut(fault.for_s)
+            case "black_hole":
+                self._links[fault.victim].black_hole(fault.for_s)
+            case _:
+                with suppress(BrokerError):  # it is dead already
+                    self._broker.kill()
+
+    def end(self, fault: Fault) -> None:
+        """Start again what `begin` has ended."""
+        if fault.victim == BROKER:
+            self._restart_broker(fault)
+        elif fault.kind in ("kill", "stop"):
+            self.start(fault.victim)
+
+    def start(self, name: str) -> None:
+        """Start a process that does not run; one that is still ending is awaited."""
+        running = self._running.get(name)
+        if running is not None:
+            if not running.is_wanted_dead:
+                return
+            _wait(running.process, STOP_S)
+        number = self._n_lives[name] = self._n_lives.get(name, 0) + 1
+        life = f"{name}#{number}"
+        command = self._command(name, self.records / f"{life}.jsonl", life)
+        with (self.records / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._running[name] = Life(life, process)
+        self.lives.append(self._running[name])
+
+    # ---- what it is like
+
+    def measure(self, now_s: float) -> None:
+        """Sample the memory of everything that runs."""
+        for life in self._running.values():
+            life.measure(now_s)
+
+    def unexpected_ends(self) -> list[str]:
+        """Lives that ended by themselves, each named once; they are started again."""
+        ended = [
+            (name, life)
+            for name, life in self._running.items()
+            if not life.is_wanted_dead and life.process.poll() is not None
+        ]
+        for name, life in ended:
+            life.is_wanted_dead = True
+            self.start(name)
+        return [f"{life.name} ended by itself: exit code {life.process.returncode}" for _, life in ended]
+
+    def settle(self, within_s: float) -> list[str]:
+        """Have the devices finish and end; those that do not."""
+        deadline_s = time.monotonic() + within_s
+        for name in self._devices:
+            self._signal(name, signal.SIGTERM)
+        stuck = []
+        for name in self._devices:
+            process = self._running[name].process
+            if not _wait(process, max(0.0, deadline_s - time.monotonic())):
+                stuck.append(f"{name} did not finish its conversation in {within_s:g} s")
+            elif process.returncode:
+                stuck.append(f"{name} ended with {process.returncode}")
+        for name in VERIFIERS:
+            self._signal(name, signal.SIGTERM)
+        return stuck
+
+    # ---- parts
+
+    def _install(self, name: str) -> None:
+        out = self._folder / f"{name}.sled"
+        port = self._links[name].port
+        # Tables have room for 512 tokens, of which the sample house would take more.
+        settings = {"system_prompt": ""} if self._pair == "table" else {}
+        draft = "draft-micro"
+        provision(self._fleet, name, model=draft, out=out, host="localhost", port=port, settings=settings)
+        install(out, self._folder / name)
+
+    def _command(self, name: str, record: Path, life: str) -> list[str]:
+        if name in VERIFIERS:
+            place = [str(self._fleet.path), name, str(self._links[name].port), str(record), life]
+            return [sys.executable, "-m", "bench.chaos_verifier", *place, "--pair", self._pair]
+        place = [str(self._folder / name), str(record), life]
+        command = [sys.executable, "-m", "bench.chaos_device", *place, "--pair", self._pair]
+        return [*command, "--seed", str(self._seed)]
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        life = self._running[name]
+        life.is_wanted_dead = True
+        if life.process.poll() is None:
+            life.process.send_signal(number)
+
+    def _restart_broker(self, fault: Fault) -> None:
+        memory, old = (self._folder / "broker" / file for file in ("mosquitto.db", "mosquitto.db.old"))
+        if fault.kind == "broker_old_memory" and old.exists():
+            shutil.copy(old, memory)
+        elif memory.exists():
+            shutil.copy(memory, old)
+        self._broker.restart(keep_persistence=fault.kind != "broker_forgets")
+
+    def _kill_all(self) -> None:
+        for life in self._running.values():
+            if life.process.poll() is None:
+                life.process.kill()
+                life.process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    """Whether it ended in time; killed if not."""
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+    return True
