@@ -86,7 +86,7 @@ def _pattern_section(fleet: str, title: str, role: Role, verifiers: Sequence[str
         prefix = _mounted(channel)
         if role in channel.readers:
             lines.append(f"pattern read {prefix}{channel.filter(fleet, **{_OWN_LEVEL[role]: _USER})}")
-        if role in (channel.writer, *channel.cleared_by):
+        if role in (channel.writer, channel.cleared_by):
             topics = _finite(fleet, channel, role, verifiers)
             lines += [f"pattern write {prefix}{topic}" for topic in topics]
     return lines
@@ -105,7 +105,7 @@ def _finite(fleet: str, channel: Channel, role: Role, verifiers: Sequence[str]) 
 
 
 def _access(channel: Channel, role: Role) -> str:
-    can_write = role in (channel.writer, *channel.cleared_by)
+    can_write = role in (channel.writer, channel.cleared_by)
     can_read = role in channel.readers
     return {(True, True): "readwrite", (True, False): "write", (False, True): "read"}.get(
         (can_write, can_read), ""
