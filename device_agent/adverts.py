@@ -8,6 +8,11 @@ from device_agent.actions import Binding
 from protocol.errors import LinkError, SledError, VocabularyMismatchError
 from protocol.messages import VerifierStatus
 
+MUCH_DEARER = 2.0
+"""A session moves at a new turn when the price is so many times another's: the move costs a prefill."""
+LEAST_GAIN_MS = 0.5
+"""And by so much: between idle verifiers the factor says nothing."""
+
 
 class Adverts:
     """The last advert of each verifier. Pure; chance comes from `chance`."""
@@ -53,14 +58,7 @@ class Adverts:
 
         `preferred` if it is there, else the better of two at random; `avoid` only when there is no other.
         """
-        fitting = {
-            name: status
-            for name, status in self._by_name.items()
-            if status.is_alive
-            and status.vocabulary == self._vocabulary
-            and status.target is not None
-            and (target is None or status.target == target)
-        }
+        fitting = self._fitting(target)
         ready = [name for name, status in fitting.items() if name != avoid and not status.is_draining]
         if preferred in ready:
             return _binding(preferred, fitting[preferred])
@@ -70,6 +68,40 @@ class Adverts:
         two = self._chance.sample(names, min(2, len(names)))
         best = min(two, key=lambda name: self._load(fitting[name]))
         return _binding(best, fitting[best])
+
+    def better(self, present: Binding, *, preferred: str = "") -> Binding | None:
+        """A verifier to which a session of `present` should move at its new turn; None: it stays.
+
+        It moves away from one that is gone, drains or serves another target now, and to the preferred one;
+        else to a random other one that is much cheaper, but only every second time, so that not all
+        sessions run to a verifier that has just joined.
+        """
+        fitting = self._fitting(present.target)
+        here = fitting.get(present.name)
+        others = {
+            name: status
+            for name, status in fitting.items()
+            if name != present.name and not status.is_draining
+        }
+        if not others or (here is not None and not here.is_draining and present.name == preferred):
+            return None
+        if here is None or here.is_draining or preferred in others:
+            return self.choose(preferred=preferred, target=present.target, avoid=present.name)
+        name = self._chance.choice(sorted(others))
+        other = others[name]
+        is_dear = here.price > max(MUCH_DEARER * other.price, other.price + LEAST_GAIN_MS)
+        is_moving = is_dear and other.n_free_sessions > 0 and self._chance.random() < 1 / 2
+        return _binding(name, other) if is_moving else None
+
+    def _fitting(self, target: str | None) -> dict[str, VerifierStatus]:
+        return {
+            name: status
+            for name, status in self._by_name.items()
+            if status.is_alive
+            and status.vocabulary == self._vocabulary
+            and status.target is not None
+            and (target is None or status.target == target)
+        }
 
     def problem(self, model: str) -> SledError:
         """Why `choose` finds no verifier; `model` is the draft model's name."""

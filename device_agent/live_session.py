@@ -41,6 +41,9 @@ class Shell(Protocol):
     def not_sent(self, live: LiveSession, window: Window) -> None:
         """Answer with `published` and a reason code that says so."""
 
+    def turn_begins(self, live: LiveSession) -> None:
+        """A turn is about to begin: perhaps with another verifier."""
+
     def request_drafts(self, slot: int, need: NeedDraft, settings: SamplerSettings) -> None:
         """Draft for a slot."""
 
@@ -100,6 +103,7 @@ class LiveSession:
         Args:
             saved_answer: tokens of the answer that were committed before a restart.
         """
+        self._shell.turn_begins(self)
         now_s = self._shell.now_s()
         actions = start(now_s)
         machine = self.machine

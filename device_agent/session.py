@@ -17,6 +17,7 @@ from device_agent.actions import (
     Action,
     Binding,
     Committed,
+    FindVerifier,
     Journal,
     Judged,
     Left,
@@ -176,13 +177,28 @@ class DeviceSession(SessionTurns):
             self._fail(target_gone(self.binding.target))
         elif self.is_seeking:
             self.is_seeking = False
+            busy_until_s = self._busy_until_s.get(binding.name, 0.0)
             if binding.name == self.binding.name:
-                self._outbox.hold(now_s + self._backoff_s())
+                self._outbox.hold(max(busy_until_s, now_s + self._backoff_s()))
             else:
                 self._left.add(self.binding.name)
+                self._outbox.hold_until_s = busy_until_s
+            if busy_until_s > now_s and self.is_active:
+                self._tell("verifier_busy", f"verifier {binding.name} is busy; waiting for it")
             self.binding = binding
             self._reopen()
         return self._advance(now_s)
+
+    def rebind(self, binding: Binding) -> None:
+        """Have the next turn judged by the verifier of `binding`, of an equal target; not during a turn."""
+        if self.is_active or self._is_closing or binding.target != self.binding.target:
+            return
+        if binding.name != self.binding.name:
+            if self.generation > 0:
+                self._left.add(self.binding.name)
+            self._outbox.confirmed = None
+        self.binding = binding
+        self.is_seeking = False
 
     def tick(self, now_s: float) -> list[Action]:
         """Time has passed."""
@@ -280,11 +296,27 @@ class DeviceSession(SessionTurns):
             case "rebuild":
                 self._rebuild(now_s, refusal.retry_after_s, error)
             case "wait":
-                self._outbox.hold(now_s + max(refusal.retry_after_s, BACKOFF_S))
-                self._outbox.resend = sent
-                self._tell("verifier_busy", f"verifier {self.binding.name} is busy; waiting for it")
+                self._turned_away(refusal, sent, now_s)
             case "move":
+                self._note_busy(refusal, now_s)
                 self._lose_verifier(f"verifier {self.binding.name} is going away; looking for another")
+
+    def _note_busy(self, refusal: Refusal, now_s: float) -> float:
+        """Remember until when this verifier is not to be asked again."""
+        until_s = now_s + max(refusal.retry_after_s, BACKOFF_S)
+        self._busy_until_s[self.binding.name] = until_s
+        return until_s
+
+    def _turned_away(self, refusal: Refusal, sent: Sent, now_s: float) -> None:
+        """Busy: an opening goes to another verifier if there is one, all else waits as long as it is told."""
+        until_s = self._note_busy(refusal, now_s)
+        if refusal.reason == "busy" and sent.window.opening is not None:
+            self.is_seeking = True
+            self._actions.append(FindVerifier(self.binding.target, self.binding.name))
+            return
+        self._outbox.hold(until_s)
+        self._outbox.resend = sent
+        self._tell("verifier_busy", f"verifier {self.binding.name} is busy; waiting for it")
 
     def _rebuild(self, now_s: float, delay_s: float, error: SessionError) -> None:
         """The verifier's cache is not this text: give it the text; `error` if that never helps."""

@@ -286,6 +286,12 @@ class SessionDesk:
         """Tell the machine later, never from within its own actions."""
         self._parts.post(partial(self._answer_publish, live, window, NOT_SENT))
 
+    def turn_begins(self, live: LiveSession) -> None:
+        """Leave a verifier that drains or is much dearer than another, while nothing is under way."""
+        binding = self._parts.adverts.better(live.machine.binding, preferred=self._parts.settings().verifier)
+        if binding is not None:
+            live.machine.rebind(binding)
+
     def request_drafts(self, slot: int, need: NeedDraft, settings: SamplerSettings) -> None:
         """Hand over to the model thread."""
         self._parts.worker.request(slot, need, settings)

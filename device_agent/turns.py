@@ -83,6 +83,7 @@ class SessionTurns:
         self._n_failures = 0
         self._n_rebuilds = 0
         self._left = {saved.verifier} - {binding.name}
+        self._busy_until_s: dict[str, float] = {}
         self._told: set[NoticeKind] = set()
         self._actions: list[Action] = []
 

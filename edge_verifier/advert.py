@@ -40,12 +40,23 @@ class Advert:
         """When the last status asked about is due; None when it has been written."""
 
     @property
+    def incarnation(self) -> str:
+        """Name of this life."""
+        return self._incarnation
+
+    @property
     def farewell(self) -> VerifierStatus:
         """What stands there when the verifier is gone; also its last will."""
         return VerifierStatus(is_alive=False, incarnation=self._incarnation)
 
     def due(
-        self, now_s: float, *, price: float, n_free_sessions: int, is_draining: bool
+        self,
+        now_s: float,
+        *,
+        price: float,
+        n_free_sessions: int,
+        is_draining: bool,
+        is_drained: bool = False,
     ) -> VerifierStatus | None:
         """The advert to write now; None while the last one is good enough."""
         status = VerifierStatus(
@@ -59,6 +70,7 @@ class Advert:
             max_context=longest_text(self._info),
             n_free_sessions=n_free_sessions,
             is_draining=is_draining,
+            is_drained=is_drained,
             price=price,
         )
         due_s = self._due_s(status, now_s)
@@ -70,7 +82,7 @@ class Advert:
 
     def _due_s(self, status: VerifierStatus, now_s: float) -> float | None:
         last = self._written
-        if last is None or status.is_draining != last.is_draining:
+        if last is None or (status.is_draining, status.is_drained) != (last.is_draining, last.is_drained):
             return now_s
         if status == last:
             return None

@@ -27,8 +27,8 @@ from edge_verifier.step_log import StepLog
 from edge_verifier.step_record import StepRecords
 from edge_verifier.table import SessionTable
 from protocol import topics
-from protocol.codec import encode
-from protocol.errors import ModelError
+from protocol.codec import decode, encode
+from protocol.errors import MessageError, ModelError
 from protocol.identifiers import backend_identity, check_name, new_incarnation
 from protocol.link import (
     Connected,
@@ -43,6 +43,7 @@ from protocol.link import (
     Traffic,
     Will,
 )
+from protocol.messages import VerifierDesired
 
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ _MAX_TAKEN = 128
 """Windows taken before the planner is asked again: those that came together go together."""
 _TURN_SILENCE_S = 2.0
 """While draining, a turn whose device has been silent for this long is not waited for."""
+_DRAIN_LOOK_S = 0.1
+"""While draining, how often is looked whether all turns are over."""
 _FIRST_FAILURE_CODE = 0x80
 
 
@@ -61,7 +64,14 @@ class _Drain:
     until_s: float
 
 
-_Event = Connected | Flight | Refused | _Drain
+@dataclass(frozen=True, slots=True)
+class _Maintenance:
+    """The fleet wants this life of the verifier to drain, or to take sessions again."""
+
+    is_draining: bool
+
+
+_Event = Connected | Flight | Refused | _Drain | _Maintenance
 
 
 class VerifierService:
@@ -93,6 +103,7 @@ class VerifierService:
         self._engine = engine
         self._clock = clock
         self._name = name
+        self._desired_topic = topics.VERIFIER_DESIRED.topic(fleet, v=name)
         self._mailbox: Mailbox[_Event, Admitted] = Mailbox(clock=clock)
         self._admission = Admission(fleet, name, config.admission_limits())
         self._advert = Advert(engine.info, new_incarnation(), AdvertPace(config.advert_s))
@@ -202,11 +213,14 @@ class VerifierService:
             max_queue=_MAX_QUEUE,
         )
         link = Link(endpoint, options, self._on_link_event, self._clock)
-        link.subscribe([Subscription(topics.WINDOW.filter(fleet, v=name), 1, retain_handling=2)])
+        windows = Subscription(topics.WINDOW.filter(fleet, v=name), 1, retain_handling=2)
+        link.subscribe([windows, Subscription(self._desired_topic)])
         return link
 
     def _on_link_event(self, event: LinkEvent) -> None:
         match event:
+            case Received(topic, payload) if topic == self._desired_topic:
+                self._on_desired(payload)
             case Received(topic, payload, is_retained, at_s):
                 self._on_received(topic, payload, at_s, is_retained=is_retained)
             case Published(_, reason_code) if reason_code >= _FIRST_FAILURE_CODE:
@@ -215,6 +229,16 @@ class VerifierService:
                 self._mailbox.put_event(event)
             case Disconnected(reason):
                 _logger.warning("the link is down: %s", reason)
+
+    def _on_desired(self, payload: bytes) -> None:
+        """A wish for another life is as good as none: whoever restarts a verifier wants it to serve."""
+        try:
+            desired = decode(VerifierDesired, payload) if payload else None
+        except MessageError as error:
+            _logger.warning("the fleet's wish is ignored: %s", error)
+            return
+        is_meant = desired is not None and desired.incarnation == self._advert.incarnation
+        self._mailbox.put_event(_Maintenance(is_meant and desired is not None and desired.is_draining))
 
     def _on_received(self, topic: str, payload: bytes, at_s: float, *, is_retained: bool) -> None:
         taken = self._admission.admit(topic, payload, at_s, is_retained=is_retained)
@@ -271,6 +295,10 @@ class VerifierService:
             case _Drain(until_s):
                 self._conductor.table.is_draining = True
                 self._drain_until_s = until_s
+            case _Maintenance(is_draining):
+                if is_draining != self._conductor.table.is_draining and self._drain_until_s is None:
+                    self._conductor.table.is_draining = is_draining
+                    _logger.info("verifier %s %s", self._name, "drains" if is_draining else "serves again")
 
     def _write_checkpoints_again(self) -> None:
         sids = [session.sid for session in self._conductor.table]
@@ -288,12 +316,15 @@ class VerifierService:
             price=table.price,
             n_free_sessions=0 if table.is_draining else table.capacity - len(table),
             is_draining=table.is_draining,
+            is_drained=table.is_draining and not self._has_turns(now_s),
         )
         if status is not None:
             self._publisher.advertise(status)
         self.metrics.load(len(table), table.price)
         again_s = self._again[0][0] if self._again else None
-        drain_s = None if self._drain_until_s is None else min(self._drain_until_s, now_s + 0.1)
+        drain_s = now_s + _DRAIN_LOOK_S if table.is_draining else None
+        if self._drain_until_s is not None:
+            drain_s = min(self._drain_until_s, now_s + _DRAIN_LOOK_S)
         return self._earliest(self._advert.next_s, self._earliest(again_s, drain_s))
 
     def _is_drained(self) -> bool:
@@ -302,11 +333,14 @@ class VerifierService:
         now_s = self._clock()
         if now_s >= self._drain_until_s:
             return True
-        has_turns = any(
+        return not self._has_turns(now_s)
+
+    def _has_turns(self, now_s: float) -> bool:
+        """Whether a turn is under way whose device has been heard lately."""
+        return not self._conductor.is_quiet or any(
             session.finished is None and now_s - session.active_s < _TURN_SILENCE_S
             for session in self._conductor.table
         )
-        return self._conductor.is_quiet and not has_turns
 
     @staticmethod
     def _earliest(left_s: float | None, right_s: float | None) -> float | None:

@@ -214,6 +214,8 @@ class VerifierStatus(Message):
         target: target fingerprint (weights, dtype, engine, sampler version).
         vocabulary: vocabulary fingerprint; decides which drafts fit.
         max_context: tokens that one session can hold.
+        is_draining: takes no new sessions.
+        is_drained: is draining, and no turn is under way: stopping it now disturbs nobody.
     """
 
     is_alive: bool
@@ -227,8 +229,21 @@ class VerifierStatus(Message):
     max_draft: Counter = MAX_DRAFT
     n_free_sessions: Counter = 0
     is_draining: bool = False
+    is_drained: bool = False
     price: float = Field(default=0.0, ge=0.0)
     sampler_version: Counter = 0
+
+
+class VerifierDesired(Message):
+    """Retained wish of the fleet for one life of a verifier; one that restarts takes sessions again.
+
+    Attributes:
+        incarnation: as in the verifier's advert; another life ignores the wish.
+        is_draining: take no new sessions, and let those that are there move on after their turns.
+    """
+
+    incarnation: str = Field(max_length=64)
+    is_draining: bool
 
 
 class SessionHealth(BaseModel):
@@ -327,6 +342,39 @@ class Telemetry(Message):
     acceptance: float = Field(ge=0.0, le=1.0)
     round_ms: float = Field(ge=0.0)
     draft_tokens_per_s: float = Field(ge=0.0)
+
+
+class EnrollRequest(Message):
+    """A newcomer's wish for an identity, repeated until it is answered.
+
+    Attributes:
+        request: signing request (DER) in base64; only its key is used.
+        name: device id that the newcomer would like; empty leaves it to the fleet.
+        model: name of its draft model.
+    """
+
+    request: str = Field(min_length=1, max_length=4_000)
+    name: str = Field(default="", max_length=48)
+    model: str = Field(default="", max_length=200)
+
+
+class EnrollResponse(Message):
+    """Provisioning to a newcomer: its identity, or why there is none. The same request gets the same answer.
+
+    Attributes:
+        refusal: empty when it was granted; else `unknown`, `expired`, `used`, `withdrawn`, `name_taken` or
+            `bad_request`. Trying again can help with a name only.
+        certificate: DER in base64, over the key of the request.
+        device_port: of the listener for devices, on the host that the newcomer has reached.
+        settings: for the device's configuration.
+    """
+
+    refusal: Literal["", "unknown", "expired", "used", "withdrawn", "name_taken", "bad_request"] = ""
+    detail: str = Field(default="", max_length=300)
+    device: str = Field(default="", pattern=r"^[a-z0-9-]{0,48}$")
+    certificate: str = Field(default="", max_length=4_000)
+    device_port: int = Field(default=0, ge=0, le=65_535)
+    settings: dict[str, str | bool | int | float] = Field(default_factory=dict, max_length=64)
 
 
 Reply = Verdict | Refusal

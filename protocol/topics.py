@@ -20,10 +20,13 @@ from protocol.messages import (
     CommandResponse,
     Desired,
     DeviceStatus,
+    EnrollRequest,
+    EnrollResponse,
     Message,
     Reported,
     Telemetry,
     Verdict,
+    VerifierDesired,
     VerifierStatus,
     Window,
 )
@@ -93,6 +96,14 @@ class Channel:
 VERIFIER_STATUS = Channel(
     "verifier_status", "verifier/{v}/status", Role.VERIFIER, EVERYONE, VerifierStatus, is_retained=True
 )
+VERIFIER_DESIRED = Channel(
+    "verifier_desired",
+    "verifier/{v}/desired",
+    Role.FLEET,
+    (Role.VERIFIER,),
+    VerifierDesired,
+    is_retained=True,
+)
 WINDOW = Channel(
     "window", "verifier/{v}/device/{d}/session/{n}/window", Role.DEVICE, (Role.VERIFIER,), Window
 )
@@ -148,11 +159,18 @@ MODEL_MANIFEST = Channel(
     "model_manifest", "model/{hash}/manifest", Role.PROVISION, (Role.DEVICE,), None, is_retained=True
 )
 MODEL_CHUNK = Channel("model_chunk", "model/{hash}/chunk/{i}", Role.PROVISION, (Role.DEVICE,), None)
-ENROLL_REQUEST = Channel("enroll_request", "enroll/{claim}/request", Role.CLAIM, (Role.PROVISION,), None)
-ENROLL_RESPONSE = Channel("enroll_response", "enroll/{claim}/response", Role.PROVISION, (Role.CLAIM,), None)
+ENROLL_REQUEST = Channel(
+    "enroll_request", "enroll/{claim}/request", Role.CLAIM, (Role.PROVISION,), EnrollRequest
+)
+ENROLL_RESPONSE = Channel(
+    "enroll_response", "enroll/{claim}/response", Role.PROVISION, (Role.CLAIM,), EnrollResponse
+)
+CLAIM_MOUNT = "claim/"
+"""What the broker puts before each topic on the claims' listener; device patterns do not reach there."""
 
 CHANNELS: tuple[Channel, ...] = (
     VERIFIER_STATUS,
+    VERIFIER_DESIRED,
     WINDOW,
     VERDICT,
     STATE,

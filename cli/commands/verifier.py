@@ -12,8 +12,8 @@ import typer
 
 from cli import output
 from cli.diagnostics import say
-from cli.options import FleetOption, JsonOption
-from protocol.errors import LinkError
+from cli.options import FleetOption, JsonOption, TimeoutOption
+from protocol.errors import LinkError, SessionError
 from protocol.identifiers import backend_identity
 
 if TYPE_CHECKING:
@@ -97,6 +97,40 @@ def run(
         service.run_until(stop)
     finally:
         engine.shutdown()
+
+
+@app.command()
+def drain(
+    name: Annotated[str, typer.Argument(help="Verifier name.", metavar="NAME")],
+    *,
+    fleet: FleetOption,
+    off: Annotated[bool, typer.Option("--off", help="Take sessions again.")] = False,
+    broker: Annotated[str | None, typer.Option(help="HOST[:PORT] of the backend listener.")] = None,
+    timeout: TimeoutOption = 60.0,
+) -> None:
+    """Take a verifier out of service: no new sessions, and those that are there move after their turns.
+
+    Returns once no turn is under way, so that stopping it disturbs nobody. A verifier that is started again
+    serves again.
+    """
+    from cli.broker_address import BrokerAddress
+    from fleet.maintenance import Maintenance
+    from provisioning.fleet_directory import OPERATOR, FleetDirectory
+
+    directory = FleetDirectory.open(fleet)
+    identity = backend_identity(*OPERATOR)
+    endpoint = BrokerAddress.of(fleet, broker).backend_endpoint(directory.endpoint_tls(identity))
+    word = Maintenance(endpoint, identity=identity, fleet=directory.fleet, verifier=name, timeout_s=timeout)
+    status = word.set(is_draining=not off)
+    if off:
+        say(f"verifier {name} takes sessions again")
+    elif status.is_drained:
+        say(f"verifier {name} takes no new sessions, and no turn is under way: it can be stopped")
+    else:
+        raise SessionError(
+            f"verifier {name} takes no new sessions, but turns are still under way after {timeout:g} s",
+            hint=f"wait longer: sled verifier drain {name} --timeout {2 * timeout:g}",
+        )
 
 
 def _start(service: VerifierService) -> None:

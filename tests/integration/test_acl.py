@@ -26,6 +26,7 @@ ALL_BUT_CLAIMS = set(EVERYBODY) - {CLAIM}
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "verifier/v1/status": ({V1}, ALL_BUT_CLAIMS),
     "verifier/v2/status": ({V2}, ALL_BUT_CLAIMS),
+    "verifier/v1/desired": ({OPS}, {V1}),
     "verifier/v1/device/dev-a/session/0/window": ({DEVICE}, {V1}),
     "verifier/v2/device/dev-a/session/7/window": ({DEVICE}, {V2}),
     "verifier/v1/device/dev-a/session/8/window": (NOBODY, NOBODY),

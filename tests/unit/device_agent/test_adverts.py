@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 
+from device_agent.actions import Binding
 from device_agent.adverts import Adverts
 from protocol.errors import LinkError, VocabularyMismatchError
 from protocol.messages import VerifierStatus
@@ -125,3 +127,57 @@ def test_a_verifier_that_connects_anew_is_told_from_one_that_changed(adverts: Ad
     assert adverts.is_announced_anew("a", status(price=3.0).model_copy(update={"incarnation": "2"}))
     adverts.update("a", status(is_alive=False))
     assert adverts.is_announced_anew("a", status(price=3.0))
+
+
+def moves(adverts: Adverts, *, preferred: str = "", n: int = 200) -> Counter[str]:
+    """Where sessions at `a` go at a new turn."""
+    here = Binding("a", TARGET, 512, 32)
+    better = (adverts.better(here, preferred=preferred) for _ in range(n))
+    return Counter("stays" if binding is None else binding.name for binding in better)
+
+
+def test_about_half_of_the_sessions_move_to_a_much_cheaper_verifier(adverts: Adverts) -> None:
+    adverts.update("a", status(price=5.0))
+    adverts.update("b", status(price=1.0))
+    assert 70 < moves(adverts)["b"] < 130
+
+
+@pytest.mark.parametrize(
+    ("here", "there"), [(1.9, 1.0), (0.4, 0.0), (1.0, 5.0)], ids=["hardly", "nearly idle", "dearer"]
+)
+def test_sessions_stay_where_moving_gains_little(adverts: Adverts, here: float, there: float) -> None:
+    adverts.update("a", status(price=here))
+    adverts.update("b", status(price=there))
+    assert moves(adverts) == {"stays": 200}
+
+
+def test_sessions_do_not_move_to_a_full_or_draining_verifier_or_another_target(adverts: Adverts) -> None:
+    adverts.update("a", status(price=9.0))
+    adverts.update("b", status(price=1.0, n_free=0))
+    assert moves(adverts) == {"stays": 200}
+    adverts.update("b", status(price=1.0, is_draining=True))
+    assert moves(adverts) == {"stays": 200}
+    adverts.update("b", status(price=1.0, target=OTHER_TARGET))
+    assert moves(adverts) == {"stays": 200}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"is_draining": True}, {"is_alive": False}, {"target": OTHER_TARGET}],
+    ids=["draining", "gone", "another target"],
+)
+def test_all_sessions_leave_a_verifier_that_cannot_keep_them(
+    adverts: Adverts, change: dict[str, Any]
+) -> None:
+    adverts.update("a", status(**change))
+    assert moves(adverts) == {"stays": 200}, "there is no other"
+    adverts.update("b", status(price=9.0))
+    assert moves(adverts) == {"b": 200}
+
+
+def test_the_preferred_verifier_is_kept_and_gone_back_to(adverts: Adverts) -> None:
+    adverts.update("a", status(price=9.0))
+    adverts.update("b", status(price=1.0))
+    adverts.update("c", status(price=8.0))
+    assert moves(adverts, preferred="a") == {"stays": 200}
+    assert moves(adverts, preferred="c") == {"c": 200}

@@ -368,6 +368,67 @@ def test_p25_a_turned_away_opening_waits_as_long_as_it_is_told() -> None:
     assert world.told.notices == ["verifier_busy"]
 
 
+def test_p25_a_turned_away_opening_goes_to_another_verifier_at_once() -> None:
+    world = World(n_verifiers=2)
+    world.is_losing_windows = True
+    world.ask(PROMPT, max_tokens=10)
+    world.run_for(0.2)
+    world.is_losing_windows = False
+    deliver_refusal(world, "busy", retry_after_s=7.0)
+    since_s = world.now_s
+    finish(world)
+    assert world.session.binding.name == "v2"
+    assert world.now_s - since_s < 1.0
+    assert world.told.notices == []
+
+
+def test_p25_where_all_are_busy_each_is_asked_again_only_when_it_said() -> None:
+    """No storm between two full verifiers."""
+    world = World(n_verifiers=2)
+    world.is_losing_windows = True
+    world.ask(PROMPT, max_tokens=10)
+    world.run(lambda: len(world.published) == 1)
+    asked_s: dict[str, float] = {}
+    for wait_s in (5.0, 3.0):
+        world.run_for(0.2)
+        deliver_refusal(world, "busy", retry_after_s=wait_s)
+        asked_s[world.session.binding.name] = world.now_s + wait_s
+        n_published = len(world.published)
+        world.run(lambda n=n_published: len(world.published) > n)  # type: ignore[misc]  # mypy cannot infer it
+    assert world.session.binding.name == "v1"
+    assert world.now_s >= asked_s["v1"]
+    world.is_losing_windows = False
+    finish(world)
+    assert world.told.notices == ["verifier_busy"]
+
+
+def test_a_draining_lone_verifier_is_asked_again_when_it_said() -> None:
+    world = World()
+    world.is_losing_windows = True
+    world.ask(PROMPT, max_tokens=10)
+    world.run_for(0.2)
+    world.is_losing_windows = False
+    deliver_refusal(world, "draining", retry_after_s=6.0)
+    since_s = world.now_s
+    world.run(lambda: len(world.published) == 2)
+    assert world.now_s - since_s == pytest.approx(6.0)
+    finish(world)
+
+
+def test_between_turns_a_session_moves_and_the_verifier_it_left_drops_it() -> None:
+    world = World(n_verifiers=2)
+    world.ask(PROMPT)
+    finish(world)
+    world.session.rebind(world.verifiers["v2"].binding)
+    world.ask((4, 4))
+    world.session.rebind(world.verifiers["v1"].binding)
+    assert world.session.binding.name == "v2", "not during a turn"
+    finish(world)
+    assert len(world.verifiers["v1"].table) == 0
+    assert world.verifiers["v2"].windows[0].opening is not None
+    assert world.told.notices == []
+
+
 def deliver_refusal(world: World, reason: RefusalReason, *, retry_after_s: float = 0.0, n: int = -1) -> None:
     """The verifier refuses window `n`."""
     window = world.published[n]

@@ -50,6 +50,11 @@ def test_draining_is_written_at_once() -> None:
     status = ask(one, 0.1, is_draining=True)
     assert status is not None
     assert status.is_draining
+    assert not status.is_drained
+    assert ask(one, 0.2, is_draining=True) is None
+    drained = one.due(0.3, price=1.0, n_free_sessions=4, is_draining=True, is_drained=True)
+    assert drained is not None
+    assert drained.is_drained
 
 
 def test_the_farewell_names_this_life() -> None:

@@ -47,6 +47,7 @@ def test_the_table_is_the_documented_one() -> None:
     }
     assert rows == {
         "verifier_status": ("verifier", 1, True),
+        "verifier_desired": ("fleet", 1, True),
         "window": ("device", 1, False),
         "verdict": ("verifier", 1, False),
         "state": ("verifier", 1, True),
