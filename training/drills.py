@@ -14,7 +14,7 @@ from training.chat import Message
 from training.household import Device, devices
 
 MOST_TURNS = 6
-ABSENT_SHARE = 0.08
+ABSENT_SHARE = 0.04
 QUESTION_SHARE = 0.2
 
 
@@ -154,10 +154,18 @@ def threads(systems: Sequence[str], random: Random) -> Iterator[list[Message]]:
     for system in systems:
         listed = [device for device in devices(system) if device.kind in DRILLS]
         strangers = devices(random.choice(systems))
-        chosen = random.sample(listed, min(len(listed), random.randint(2, MOST_TURNS)))
+        chosen = _varied(listed, random.randint(2, MOST_TURNS), random)
         turns = [_turn(device, listed, strangers, random) for device in chosen]
         if turns:
             yield [Message("system", system), *(message for turn in turns for message in turn)]
+
+
+def _varied(listed: Sequence[Device], most: int, random: Random) -> list[Device]:
+    """Devices in random order, one of each kind first, so that rare kinds are asked for as often."""
+    shuffled = random.sample(listed, len(listed))
+    first = list({device.kind: device for device in shuffled}.values())
+    others = [device for device in shuffled if device not in first]
+    return (random.sample(first, len(first)) + others)[:most]
 
 
 def _turn(
@@ -166,7 +174,7 @@ def _turn(
     dice = random.random()
     if dice < ABSENT_SHARE:
         names = {known.name for known in listed}
-        absent = [d for d in strangers if d.kind in {"light", "fan", "cover"} and d.name not in names]
+        absent = [d for d in strangers if d.kind in {"light", "fan", "switch"} and d.name not in names]
         if absent:
             request, drill = _asked(random.choice(absent), random)
             request = request.replace("{v}", str(drill.values[0]))

@@ -6,6 +6,7 @@ from random import Random
 
 from training.chat import Message
 from training.household import Device, devices
+from training.tales import TALES, Tale
 
 Thread = list[Message]
 
@@ -160,6 +161,18 @@ def story_thread(title: str | None, story: str, system: str | None, random: Rand
     return [*head, Message("user", _worn(asked, random)), Message("assistant", told)]
 
 
+def tale_thread(tale: Tale, system: str | None, random: Random) -> Thread:
+    """One of the tales, asked for or begun by the user."""
+    asked = random.choice(_STORY)
+    dice = random.random()
+    if dice < 0.3:
+        asked = f"{asked} about {tale.about}"
+    elif dice < 0.6:
+        asked = " ".join(tale.text.split()[: random.randint(3, 8)])
+    head = [Message("system", system)] if system else []
+    return [*head, Message("user", _worn(asked, random)), Message("assistant", tale.text)]
+
+
 def opening(story: str, words: int) -> str:
     """Whole sentences from the beginning of a story, about `words` words long."""
     flat = " ".join(story.split())
@@ -269,11 +282,11 @@ def threads(
     """
     for index, system in enumerate(systems):
         yield household_thread(system, random)
+        yield tale_thread(random.choice(TALES), system, random)
         if index % 6 == 0:
             yield plain_thread(random)
+            yield tale_thread(random.choice(TALES), None, random)
     for title, story in stories:
-        yield story_thread(title, story, None, random)
-        yield story_thread(title, story, random.choice(systems), random)
         yield story_thread(title, story, random.choice(systems), random)
     for thread in answers:
         yield [Message("system", random.choice(systems)), *thread]

@@ -9,6 +9,7 @@ from training import drills, household, smalltalk
 from training.agreement import answer_places, per_window
 from training.batches import system_end
 from training.chat import ASSISTANT, END, SPECIAL_TOKENS, TEMPLATE, Message, parsed, rendered
+from training.tales import TALES
 
 SYSTEM = "You are 'Al'.\nDevices:\nlight.hall 'Hall Light' = off\ncover.bay 'Bay Blinds' = open"
 CALL = 'Call: {"name": "HassTurnOn", "arguments": {"name": "Hall Light"}}'
@@ -57,6 +58,13 @@ def test_small_talk_knows_the_house() -> None:
 def test_a_story_is_told_in_whole_sentences() -> None:
     story = "Once there was a fox. It ran.\nIt slept! Nobody saw it again, they say."
     assert smalltalk.opening(story, 8) == "Once there was a fox. It ran."
+
+
+def test_a_tale_is_told_whole_whether_asked_for_or_begun() -> None:
+    for seed in range(20):
+        system, user, answer = smalltalk.tale_thread(TALES[0], SYSTEM, Random(seed))
+        assert (system.content, answer.content) == (SYSTEM, TALES[0].text)
+        assert "story" in user.content.lower() or TALES[0].text.lower().startswith(user.content.lower()[:12])
 
 
 def test_places_and_windows() -> None:
