@@ -180,15 +180,13 @@ class Conductor:
     # ---- steps
 
     def _launch(self, pieces: list[Slice]) -> bool:
-        """Submit a step; when memory is short idle sessions go first, then the least urgent piece."""
+        """Submit a step; when memory is short idle sessions go first, then the one opened last."""
         while pieces:
             try:
                 future = self._room.submit(pieces)
             except CapacityError as error:
-                if not self._make_room():
-                    shed = pieces.pop()
-                    _logger.warning("session %d is turned away: %s", shed.sid, error)
-                    self.perform(self.table.on_failed(shed.sid, _NO_MEMORY))
+                shed = None if self._make_room() else self._shed(error)
+                pieces = [piece for piece in pieces if piece.sid != shed]
                 continue
             except Exception as error:  # noqa: BLE001 - an engine's fault ends its step, never the service
                 self._fail(pieces, error)
@@ -205,6 +203,15 @@ class Conductor:
         effects = self.table.drop_idle(self._clock())
         self.perform(effects)
         return bool(effects)
+
+    def _shed(self, error: CapacityError) -> int | None:
+        """Drop the youngest session, so that the older ones finish; its device comes back with its text."""
+        youngest = self.table.youngest()
+        if youngest is None:
+            return None
+        _logger.info("session %s of %s must wait: %s", youngest.uid, youngest.device, error)
+        self.perform(self.table.on_failed(youngest.sid, _NO_MEMORY))
+        return youngest.sid
 
     def _fail(self, pieces: Sequence[Slice], error: BaseException) -> None:
         sids = ", ".join(str(piece.sid) for piece in pieces)

@@ -110,6 +110,10 @@ class Session:
         """
         return self.flight is not None or self.next_pending() is not None
 
+    def likely_length(self, growth: int) -> int:
+        """Positions that the cache takes, or soon will: `growth` more tokens, but not beyond the turn."""
+        return max(len(self.cached), min(max(self.limit, self.length), self.length + growth))
+
     @property
     def waiting(self) -> tuple[Pending, ...]:
         """The windows that are not answered yet."""

@@ -20,6 +20,7 @@ from edge_verifier.effects import (
     WriteCheckpoint,
 )
 from edge_verifier.engine import EngineInfo
+from edge_verifier.kv_budget import KvBudget
 from edge_verifier.session import MAX_AHEAD, Session
 from edge_verifier.strangers import Strangers
 from edge_verifier.table_rules import TableRules
@@ -60,6 +61,7 @@ class SessionTable:
         self._by_sid: dict[int, Session] = {}
         self._next_sid = 0
         self._strangers = Strangers(self._rules.repeat_unknown_s)
+        self._budget = KvBudget.of(info)
         self.price = 0.0
         self.is_draining = False
         self.backlog_s = 0.0
@@ -126,18 +128,28 @@ class SessionTable:
         if self.backlog_s > self._rules.max_backlog_s:
             detail = f"prompts wait for {self.backlog_s:.1f} s already"
             return Fault("busy", detail, self._strangers.wait_s(self.backlog_s))
-        has_room = incoming.key in self._by_key or len(self._by_sid) < self.capacity
-        if has_room or self._idle_longest(incoming.now_s) is not None:
+        staying = [session for session in self._by_sid.values() if not self._may_go(session, incoming)]
+        if len(staying) >= self.capacity:
+            return Fault("busy", f"all {self.capacity} sessions are in use", self._strangers.wait_s(1.0))
+        n_context = len(incoming.window.context or ())
+        if self._budget.is_room(incoming.key, n_context, staying, incoming.now_s):
             return None
-        return Fault("busy", f"all {self.capacity} sessions are in use", self._strangers.wait_s(1.0))
+        self._budget.turned_away(incoming.key, n_context, incoming.now_s)
+        wait_s = 1.0 + self._budget.n_waiting / max(1, len(staying))
+        detail = f"the memory of {len(staying)} sessions is in use, {self._budget.n_waiting} wait for some"
+        return Fault("busy", detail, self._strangers.wait_s(wait_s))
+
+    def _may_go(self, session: Session, incoming: _Incoming) -> bool:
+        """Whether a session would make room for an opening."""
+        return session.key == incoming.key or self._is_idle(session, incoming.now_s)
 
     def _open(self, incoming: _Incoming) -> list[Effect]:
         effects: list[Effect] = []
         replaced = self._by_key.get(incoming.key)
         if replaced is not None:
             effects += self._retire(replaced, is_clearing=replaced.checkpoint_length is not None)
-        elif len(self._by_sid) >= self.capacity:
-            effects += self.drop_idle(incoming.now_s)
+        effects += self._make_room(incoming)
+        self._budget.admitted(incoming.key)
         session = Session(
             self._next_sid,
             *incoming.key,
@@ -149,6 +161,19 @@ class SessionTable:
         self._by_key[incoming.key] = self._by_sid[session.sid] = session
         session.active_s = session.dry_s = incoming.now_s
         return effects + self._take(session, incoming)
+
+    def _make_room(self, incoming: _Incoming) -> list[Effect]:
+        """Drop idle sessions until the opening fits."""
+        effects: list[Effect] = []
+        n_context = len(incoming.window.context or ())
+        while len(self._by_sid) >= self.capacity or not self._budget.is_room(
+            incoming.key, n_context, self._by_sid.values(), incoming.now_s
+        ):
+            dropped = self.drop_idle(incoming.now_s)
+            if not dropped:
+                break
+            effects += dropped
+        return effects
 
     def _take(self, session: Session, incoming: _Incoming) -> list[Effect]:
         """A checked window of a known session, neither older than its generation nor answered already."""
@@ -316,12 +341,17 @@ class SessionTable:
         return [] if session is None else self._forget(session)
 
     def _idle_longest(self, now_s: float) -> Session | None:
-        idle = (
-            session
-            for session in self._by_sid.values()
-            if now_s - session.active_s >= self._rules.min_idle_s and not session.is_busy
-        )
+        idle = (session for session in self._by_sid.values() if self._is_idle(session, now_s))
         return min(idle, key=lambda session: session.active_s, default=None)
+
+    def _is_idle(self, session: Session, now_s: float) -> bool:
+        """Whether it may be dropped: its turn is over, or its device is silent in the middle of one."""
+        is_silent = now_s - session.active_s >= self._rules.min_idle_s
+        return not session.is_busy and (is_silent or session.finished is not None)
+
+    def youngest(self) -> Session | None:
+        """The session whose loss costs least: what was opened last has the least work in it."""
+        return max(self._by_sid.values(), key=lambda session: session.sid, default=None)
 
     def _retire(self, session: Session, *, is_clearing: bool) -> list[Effect]:
         self._strangers.retire(session.key, session.uid, session.generation)

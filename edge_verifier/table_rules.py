@@ -13,7 +13,8 @@ class TableRules:
 
     Attributes:
         max_sessions: below the engine's own limit; None for no other.
-        min_idle_s: a session younger in silence than this is never dropped for another's room.
+        min_idle_s: a session younger in silence than this, and in the middle of a turn, is never dropped for
+            an opening.
         max_backlog_s: prompts waiting for longer than this make new openings wait at their devices.
         display_rate_tokens_s: how fast a user reads; sets when a session's shown text runs dry.
         repeat_unknown_s: an unknown session is refused once per generation within this time.
