@@ -17,10 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from protocol.errors import BrokerError, ConfigError
 from protocol.identifiers import SLOTS, check_name
-from protocol.topics import BACKENDS, CHANNELS, Channel, Role
-
-CLAIM_MOUNT = "claim/"
-"""Prefix of everything on the claims' listener; device patterns do not reach there."""
+from protocol.topics import BACKENDS, CHANNELS, CLAIM_MOUNT, Channel, Role
 
 _USER = "%u"
 _OWN_LEVEL = {Role.DEVICE: "d", Role.VERIFIER: "v", Role.CLAIM: "claim"}

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker_config.acl import CLAIM_MOUNT, render_acl
+from broker_config.acl import render_acl
 from broker_config.directive import Directive, render_all
 from broker_config.listeners import Listener
 from protocol.link_types import MAX_PACKET_BYTES
+from protocol.topics import CLAIM_MOUNT
 
 AUTOSAVE_S = 30
 """Retained state and queues younger than this are lost when the broker is killed."""

@@ -47,7 +47,7 @@ class PrivateBroker:
         files: of the fleet.
         directory: made when missing.
         listen: address to bind; `0.0.0.0` for every one.
-        device_port, backend_port: None takes a free one. Claims and administration always do.
+        device_port, backend_port, claim_port: None takes a free one. Administration always does.
 
     Raises:
         BrokerError: on entering: Mosquitto is missing, a given port is taken, or it does not come up.
@@ -61,11 +61,12 @@ class PrivateBroker:
         listen: str = "127.0.0.1",
         device_port: int | None = None,
         backend_port: int | None = None,
+        claim_port: int | None = None,
     ) -> None:
         self._files = files
         self._directory = directory
         self._listen = listen
-        self._fixed = {"devices": device_port, "backend": backend_port}
+        self._fixed = {"devices": device_port, "backend": backend_port, "claims": claim_port}
         self._ports: BrokerPorts | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reaped = threading.Event()
@@ -180,7 +181,7 @@ class PrivateBroker:
                 return
 
     def _choose_ports(self) -> BrokerPorts:
-        wanted = {**self._fixed, "claims": None, "admin": None}
+        wanted = {**self._fixed, "admin": None}
         holders: list[socket.socket] = []
         try:
             for name, port in wanted.items():

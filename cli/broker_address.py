@@ -11,6 +11,7 @@ from protocol.link_types import Endpoint, TlsFiles
 
 DEVICE_PORT = 8883
 BACKEND_PORT = 8884
+CLAIM_PORT = 8885
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class BrokerAddress:
     host: str = "localhost"
     device_port: int = DEVICE_PORT
     backend_port: int = BACKEND_PORT
+    claim_port: int = CLAIM_PORT
 
     @classmethod
     def of(cls, fleet_directory: Path, broker: str | None) -> BrokerAddress:
@@ -38,7 +40,7 @@ class BrokerAddress:
         host, _, port = broker.partition(":")
         if port and not port.isdecimal():
             raise ConfigError(f"broker {broker!r} has a port that is not a number", hint="use HOST:PORT")
-        return cls(host, own.device_port, int(port) if port else own.backend_port)
+        return cls(host, own.device_port, int(port) if port else own.backend_port, own.claim_port)
 
     def store(self, fleet_directory: Path) -> None:
         """Remember this address with the fleet."""

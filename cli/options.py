@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from protocol.errors import ConfigError
+
 FLEET_VARIABLE = "SLED_FLEET"
 HOME_VARIABLE = "SLED_DEVICE_HOME"
 
@@ -47,6 +49,21 @@ HomeOption = Annotated[
         show_default="~/.local/share/sled/device",
     ),
 ]
+
+
+def port_number(text: str, default: int) -> int:
+    """The port in the part of HOST:PORT behind the colon; `default` when that is empty.
+
+    Raises:
+        ConfigError: it is no port.
+    """
+    if not text:
+        return default
+    if not text.isdecimal() or not 0 < int(text) < 65_536:  # noqa: PLR2004 - TCP
+        raise ConfigError(f"{text!r} is not a port", hint="use HOST:PORT")
+    return int(text)
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for answers.")]
 TemperatureOption = Annotated[

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.targets import resolve_draft
+from cli.targets import DraftModel, resolve_draft
 
 if TYPE_CHECKING:
     from provisioning.fleet_directory import FleetDirectory
@@ -32,12 +32,9 @@ def provision(
     """
     from device_agent.settings import Settings
     from provisioning.bundle import BrokerAddress, ModelFiles, make_bundle
-    from provisioning.catalogue import bundled_pair
 
     draft = resolve_draft(model)
-    pair = bundled_pair()
-    is_bundled = draft.file in pair.drafts.values()
-    chosen = {"system_prompt": pair.system_prompt, **settings} if is_bundled else dict(settings)
+    chosen = {**house_settings(draft), **settings}
     Settings.of(chosen)
     return make_bundle(
         fleet,
@@ -48,3 +45,11 @@ def provision(
         settings=chosen,
         replace=replace,
     )
+
+
+def house_settings(draft: DraftModel) -> dict[str, Any]:
+    """What a device with this draft should start with: the sample house for a bundled one, else nothing."""
+    from provisioning.catalogue import bundled_pair
+
+    pair = bundled_pair()
+    return {"system_prompt": pair.system_prompt} if draft.file in pair.drafts.values() else {}

@@ -23,7 +23,7 @@ class Site:
 
     Args:
         target: Hugging Face directory or id; None is the bundled target.
-        device_port, backend_port: None takes free ones.
+        device_port, backend_port, claim_port: None takes free ones.
         host: by which devices reach this machine; written into the fleet's address file.
 
     Raises:
@@ -40,6 +40,7 @@ class Site:
         listen: str = "127.0.0.1",
         device_port: int | None = None,
         backend_port: int | None = None,
+        claim_port: int | None = None,
         host: str = "localhost",
         log_file: Path | None = None,
         verbosity: int = 0,
@@ -63,6 +64,7 @@ class Site:
             listen=listen,
             device_port=device_port,
             backend_port=backend_port,
+            claim_port=claim_port,
         )
         self._parts = ExitStack()
         self._verifier: VerifierProcess | None = None
@@ -86,7 +88,8 @@ class Site:
     @property
     def address(self) -> BrokerAddress:
         """Where the broker listens."""
-        return BrokerAddress(self._host, self.broker.device_port, self.broker.backend_port)
+        broker = self.broker
+        return BrokerAddress(self._host, broker.device_port, broker.backend_port, broker.claim_port)
 
     @property
     def verifier(self) -> VerifierProcess:

@@ -71,7 +71,7 @@ class Operator:
         self._command: PendingCommand | None = None
         self._marker = ""
         self._codes: dict[int, int] = {}
-        self._seen: set[str] = set()
+        self._seen: dict[str, bytes] = {}
         self._parts = ExitStack()
         self._entered_link: Link | None = None
 
@@ -187,9 +187,25 @@ class Operator:
         Raises:
             LinkError: the snapshot did not come within the timeout, or the broker refused.
         """
+        filters = [DESIRED.topic(self._fleet, d=device), COMMAND_REQUEST.filter(self._fleet, d=device)]
+        return self.clear(self.retained(filters))
+
+    def retained(self, filters: Sequence[str]) -> dict[str, bytes]:
+        """What the broker retains for `filters`, by topic.
+
+        Raises:
+            LinkError: the snapshot did not come within the timeout.
+        """
         self._seen.clear()
-        self._snapshot([DESIRED.topic(self._fleet, d=device), COMMAND_REQUEST.filter(self._fleet, d=device)])
-        topics = sorted(self._seen)
+        self._snapshot(filters)
+        return dict(self._seen)
+
+    def clear(self, topics: Collection[str]) -> int:
+        """Have the broker retain nothing in these topics of the fleet; how many there were.
+
+        Raises:
+            LinkError: the broker refused, or did not take it.
+        """
         for topic in topics:
             self._publish(topic, b"")
         return len(topics)
@@ -249,8 +265,9 @@ class Operator:
         elif isinstance(event, Received) and event.topic == self._marker:
             self._marker = ""
         elif isinstance(event, Received):
-            if event.payload:
-                self._seen.add(event.topic)
+            self._seen[event.topic] = event.payload
+            if not event.payload:
+                del self._seen[event.topic]
             self._inventory.take(event.topic, event.payload)
             if self._command and COMMAND_RESPONSE.parse(event.topic):
                 self._command.take(event.payload, event.at_s)

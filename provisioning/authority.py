@@ -163,26 +163,6 @@ class Authority:
             builder = builder.add_extension(alternatives, critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
-    def certify_request(
-        self, identity: str, request: bytes, *, lifetime: dt.timedelta = IDENTITY_LIFETIME
-    ) -> x509.Certificate:
-        """A certificate for `identity` over the key of a signing request (DER); nothing else of it is used.
-
-        Raises:
-            ProvisioningError: the request is not one, is not signed by its own key, or has another kind of
-                key than P-256; or the CA does not sign `identity`.
-        """
-        try:
-            parsed = x509.load_der_x509_csr(request)
-            key, is_signed = parsed.public_key(), parsed.is_signature_valid
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise ProvisioningError(f"signing request of {identity} cannot be read: {error}") from error
-        if not is_signed:
-            raise ProvisioningError(f"signing request of {identity} is not signed by its own key")
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise ProvisioningError(f"signing request of {identity} has another key than P-256")
-        return self.certify(identity, key, lifetime=lifetime)
-
     def write_revocation_list(self, revoked: Mapping[int, dt.datetime]) -> None:
         """Replace `crl.pem` by a list of these certificates: serial number to time of revocation.
 
@@ -215,6 +195,24 @@ class Authority:
 def new_key() -> ec.EllipticCurvePrivateKey:
     """A fresh P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())
+
+
+def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
+    """The key of a signing request (DER), and nothing else of it: a CA never takes the name in one.
+
+    Raises:
+        ProvisioningError: it is none, is not signed by its own key, or has another kind of key than P-256.
+    """
+    try:
+        parsed = x509.load_der_x509_csr(request)
+        key, is_signed = parsed.public_key(), parsed.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ProvisioningError(f"the signing request cannot be read: {error}") from error
+    if not is_signed:
+        raise ProvisioningError("the signing request is not signed by its own key")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ProvisioningError("the signing request has another key than P-256")
+    return key
 
 
 def signing_request(key: ec.EllipticCurvePrivateKey, identity: str) -> bytes:

@@ -59,15 +59,14 @@ def install(
         ProvisioningError: the bundle is damaged or is none, or `home` holds something already and `replace`
             is False; nothing has changed then.
     """
-    _check_home(home, replace=replace)
+    check_home(home, replace=replace)
     home.parent.mkdir(parents=True, exist_ok=True)
     draft = home.with_name(f".{home.name}.{secrets.token_hex(4)}")
     try:
         draft.mkdir(mode=0o700)
         manifest = _unpack(bundle, draft)
         _check_identity(draft, manifest)
-        write_atomically(draft / "device.toml", _device_toml(manifest).encode(), mode=SECRET_MODE)
-        (draft / "journal").mkdir(mode=0o700)
+        complete(draft, manifest)
         if prove is not None:
             prove(draft)
         _put_in_place(draft, home, manifest)
@@ -83,7 +82,18 @@ def install(
     return InstalledDevice(manifest.fleet, manifest.device, home)
 
 
-def _check_home(home: Path, *, replace: bool) -> None:
+def complete(draft: Path, manifest: Manifest) -> None:
+    """Add configuration and journal to a home that has identity and model."""
+    write_atomically(draft / "device.toml", _device_toml(manifest).encode(), mode=SECRET_MODE)
+    (draft / "journal").mkdir(mode=0o700, exist_ok=True)
+
+
+def check_home(home: Path, *, replace: bool) -> None:
+    """Do nothing when a device may be put into `home`.
+
+    Raises:
+        ProvisioningError: there is something, and it is no device or `replace` is False.
+    """
     if not home.exists() or (home.is_dir() and not any(home.iterdir())):
         return
     if not (home / "device.toml").is_file():

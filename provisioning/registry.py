@@ -39,13 +39,25 @@ CREATE TABLE IF NOT EXISTS certificate (
     revoked_at TEXT
 );
 CREATE INDEX IF NOT EXISTS certificate_identity ON certificate (identity);
+CREATE TABLE IF NOT EXISTS claim (
+    id TEXT PRIMARY KEY,
+    expires_at TEXT NOT NULL,
+    wanted_device TEXT NOT NULL,
+    settings TEXT NOT NULL,
+    used_at TEXT,
+    withdrawn_at TEXT,
+    public_key TEXT,
+    device TEXT,
+    certificate BLOB
+);
 """
-_FORMAT = 2
+_FORMAT = 3
 _UPGRADES = {
     1: (
         "ALTER TABLE device ADD COLUMN revoked_at TEXT",
         "ALTER TABLE certificate ADD COLUMN revoked_at TEXT",
-    )
+    ),
+    2: (),
 }
 """Statements that bring a registry of a format to the next one."""
 
@@ -74,7 +86,7 @@ class Registry:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             _bring_up_to_date(connection, path)
 
     def add_device(
@@ -88,7 +100,7 @@ class Registry:
             ProvisioningError: the id is taken, or was, and `replace` is False.
         """
         now = _utc_now()
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             if not replace:
                 _check_is_new(connection, device_id)
             connection.execute(
@@ -96,22 +108,16 @@ class Registry:
                 " WHERE authority = 'device' AND identity = ? AND replaced_at IS NULL",
                 (now, device_id),
             )
-            connection.execute(
-                "INSERT INTO device VALUES (?, ?, ?, NULL)"
-                " ON CONFLICT (id) DO UPDATE SET model = excluded.model,"
-                " provisioned_at = excluded.provisioned_at, revoked_at = NULL",
-                (device_id, model, now),
-            )
-            _insert_certificate(connection, "device", certificate, now)
+            insert_device(connection, device_id, model, certificate)
 
     def add_certificate(self, authority: str, certificate: x509.Certificate) -> None:
         """Record a certificate of a backend or of the broker."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             _insert_certificate(connection, authority, certificate, _utc_now())
 
     def add_temporary(self, certificate: x509.Certificate) -> None:
         """Record a device certificate that the operator uses for a moment: it is never the device's own."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             _insert_certificate(connection, "device", certificate, _utc_now(), is_current=False)
 
     def check_is_new(self, device_id: str) -> None:
@@ -120,7 +126,7 @@ class Registry:
         Raises:
             ProvisioningError: it is in use, or was until it was revoked.
         """
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             _check_is_new(connection, device_id)
 
     def revoke_device(self, device_id: str) -> tuple[int, ...]:
@@ -130,7 +136,7 @@ class Registry:
             ProvisioningError: there is no such device.
         """
         now = _utc_now()
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             changed = connection.execute(
                 "UPDATE device SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?", (now, device_id)
             )
@@ -147,7 +153,7 @@ class Registry:
             ProvisioningError: the device has no such certificate.
         """
         now, named = _utc_now(), f"{serial:x}"
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             changed = connection.execute(
                 "UPDATE certificate SET replaced_at = NULL"
                 " WHERE authority = 'device' AND identity = ? AND serial = ? AND revoked_at IS NULL",
@@ -168,7 +174,7 @@ class Registry:
             ProvisioningError: it does not, or is.
         """
         query = "SELECT revoked_at FROM device WHERE id = ?"
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             row = connection.execute(query, (device_id,)).fetchone()
         if row is None:
             raise ProvisioningError(
@@ -179,12 +185,12 @@ class Registry:
 
     def revoke_replaced(self, device_id: str) -> tuple[int, ...]:
         """Revoke what a device no longer uses; the serial numbers of all its revoked certificates."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return _revoke(connection, _utc_now(), "identity = ? AND replaced_at IS NOT NULL", device_id)
 
     def revoke_certificate(self, serial: int) -> None:
         """Revoke one device certificate."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             _revoke(connection, _utc_now(), "serial = ?", f"{serial:x}")
 
     def revocations(self, authority: str) -> dict[int, dt.datetime]:
@@ -194,7 +200,7 @@ class Registry:
             " WHERE authority = ? AND revoked_at NOT NULL"
         )
         oldest = dt.datetime.now(dt.UTC) - _CLOCK_SLACK
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             rows = connection.execute(query, (authority,)).fetchall()
         return {
             int(serial, 16): dt.datetime.fromisoformat(revoked_at)
@@ -204,7 +210,7 @@ class Registry:
 
     def revoked_devices(self) -> tuple[str, ...]:
         """Ids that are locked out, sorted."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             rows = connection.execute("SELECT id FROM device WHERE revoked_at NOT NULL ORDER BY id")
             return tuple(device_id for (device_id,) in rows)
 
@@ -215,14 +221,19 @@ class Registry:
             " JOIN certificate ON identity = device.id AND authority = 'device' AND replaced_at IS NULL"
             " ORDER BY device.id"
         )
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return tuple(DeviceRecord(*row) for row in connection.execute(query))
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, durable when it ends; one at a time among all processes.
+
+        Raises:
+            ProvisioningError: the file cannot be used.
+        """
         try:
             with closing(self._connect()) as connection:
                 connection.execute("PRAGMA synchronous = FULL")
@@ -237,12 +248,28 @@ class Registry:
             ) from error
 
 
+def insert_device(
+    connection: sqlite3.Connection, device_id: str, model: str, certificate: x509.Certificate
+) -> None:
+    """Record a device, new or again, and its certificate within a transaction."""
+    now = _utc_now()
+    connection.execute(
+        "INSERT INTO device VALUES (?, ?, ?, NULL)"
+        " ON CONFLICT (id) DO UPDATE SET model = excluded.model,"
+        " provisioned_at = excluded.provisioned_at, revoked_at = NULL",
+        (device_id, model, now),
+    )
+    _insert_certificate(connection, "device", certificate, now)
+
+
 def _bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
     (found,) = connection.execute("PRAGMA user_version").fetchone()
     if found > _FORMAT:
         raise ProvisioningError(
             f"the registry {path} has format {found}, this SLED reads {_FORMAT}", hint="update SLED"
         )
+    if found == _FORMAT:
+        return
     for older in range(found, _FORMAT) if found else ():
         for statement in _UPGRADES[older]:
             connection.execute(statement)

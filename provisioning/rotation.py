@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from broker_config.configuration import BrokerFiles
 from protocol.errors import ProvisioningError
+from provisioning.authority import requested_key
 from provisioning.certificate_exchange import NEW_CERTIFICATE, NEW_KEY
 from provisioning.fleet_directory import FleetDirectory
 
@@ -58,7 +59,7 @@ def rotate(fleet: FleetDirectory, device_id: str, ask: Ask, reload: Reload | Non
         request = base64.b64decode(str(answer.get("request", "")), validate=True)
     except binascii.Error as error:
         raise ProvisioningError(f"device {device_id} sent no signing request: {error}") from error
-    certificate = fleet.authority("device").certify_request(device_id, request)
+    certificate = fleet.authority("device").certify(device_id, requested_key(request))
     serial = certificate.serial_number
     fleet.registry.add_temporary(certificate)
     encoded = base64.b64encode(certificate.public_bytes(Encoding.DER)).decode("ascii")

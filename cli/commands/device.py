@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 from cli import output
 from cli.diagnostics import say
 from cli.options import HomeOption, JsonOption
+from protocol.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -43,6 +45,64 @@ def install(
     installed = install_bundle(bundle, home, replace=replace, prove=prove if must_prove else None)
     say(f"device {installed.device} of fleet {installed.fleet} is in {home}")
     say("next: sled chat")
+
+
+@app.command()
+def enroll(
+    *,
+    claim: Annotated[
+        str, typer.Option(help="The token, @FILE that holds it, or - to read it from stdin.", metavar="TOKEN")
+    ],
+    broker: Annotated[
+        str | None, typer.Option(help="HOST[:PORT] of the claims' listener. [default: the token's]")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Device id to ask for. [default: the fleet chooses]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="GGUF file, or a bundled draft. [default: draft]", metavar="FILE|NAME")
+    ] = None,
+    home: HomeOption,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds to wait for the fleet's answer.")] = 60.0,
+) -> None:
+    """Get an identity for this device with a one-time claim. Its key is made here and never leaves.
+
+    Cut off in the middle, the same command goes on where it was.
+    """
+    from cli.options import port_number
+    from cli.provisioned import house_settings
+    from cli.targets import resolve_draft
+    from provisioning.bundle import ModelFiles
+    from provisioning.claim_token import ClaimToken
+    from provisioning.enrolment import Newcomer, enrol
+
+    token = ClaimToken.decode(_token_text(claim))
+    host, _, port = (broker or "").partition(":")
+    draft = resolve_draft(model)
+    newcomer = Newcomer(
+        token,
+        host or token.host,
+        port_number(port, token.port),
+        ModelFiles.of(draft.file, draft.name),
+        name or "",
+        house_settings(draft),
+    )
+    say(f"fleet {token.fleet}, broker {newcomer.host}:{newcomer.port}, its CA is {token.fingerprint[:16]}...")
+    installed = enrol(newcomer, home, timeout_s=timeout, say=say)
+    say(f"device {installed.device} of fleet {installed.fleet} is in {home}")
+    say("next: sled chat")
+
+
+def _token_text(claim: str) -> str:
+    """A token on the command line is in the shell's history; a file or stdin is not."""
+    if claim == "-":
+        return sys.stdin.read()
+    if not claim.startswith("@"):
+        return claim
+    try:
+        return Path(claim[1:]).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"claim file {claim[1:]} cannot be read: {error}") from error
 
 
 @app.command()

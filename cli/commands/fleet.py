@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -187,6 +189,36 @@ def rotate(
     output.as_json(done.to_json()) if json else output.fields(done.to_json())
     if not done.is_broker_told:
         say("no broker runs from the fleet directory: give yours ca/device/crl.pem, or use --reload-command")
+
+
+@app.command()
+def serve(
+    *,
+    fleet: FleetOption,
+    broker: BrokerOption = None,
+    reload_command: ReloadCommandOption = None,
+    interval: Annotated[
+        float, typer.Option(min=1.0, help="Seconds between two rounds of housekeeping.")
+    ] = 60.0,
+) -> None:
+    """Answer newcomers with claims and keep the broker's rules in step, until Ctrl-C.
+
+    Sessions do not depend on it. It re-issues revocation lists, locks used claims out, and clears requests
+    that nobody waits for.
+    """
+    from cli.broker_access import access_to
+    from cli.broker_address import BrokerAddress
+    from cli.operator_service import OperatorService
+    from provisioning.fleet_directory import FleetDirectory
+
+    directory = FleetDirectory.open(fleet)
+    access = access_to(directory, broker=None, reload_command=reload_command, admin=None)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    service = OperatorService(directory, BrokerAddress.of(fleet, broker), access, interval_s=interval)
+    say("answering newcomers with claims; Ctrl-C stops it")
+    service.run_until(stop)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,8 @@ import typer
 
 from cli import output
 from cli.diagnostics import say
-from cli.options import FleetOption, JsonOption
+from cli.options import FleetOption, JsonOption, port_number
+from protocol.errors import ConfigError
 
 app = typer.Typer(help="Identities and draft models for devices.", no_args_is_help=True)
 
@@ -67,6 +69,91 @@ def device(
     say(f"on the device: sled device install {bundle.name}{option}")
     if replace:
         say(f"its old certificate stays valid until: sled fleet rotate {device} --drop-old")
+
+
+@app.command()
+def claim(
+    *,
+    fleet: FleetOption,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="How many claims, one use each.")] = 1,
+    expires: Annotated[
+        str, typer.Option(help="How long they are good, such as 24h, 30m or 7d.", metavar="TIME")
+    ] = "24h",
+    device: Annotated[
+        str | None, typer.Option(help="Id that the claim becomes. [default: the newcomer's wish]")
+    ] = None,
+    broker: Annotated[
+        str | None, typer.Option(help="HOST[:PORT] of the claims' listener, for the token.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE setting of the device; repeatable.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Make one-time claims: each lets one newcomer get an identity with a key of its own.
+
+    Prints one token per line. A token is a secret until it has been used.
+    """
+    from cli.assignment import parse_assignments
+    from cli.broker_address import BrokerAddress
+    from cli.duration import parse_duration
+    from device_agent.settings import Settings
+    from provisioning.claim_book import ClaimTerms, make_claim
+    from provisioning.fleet_directory import FleetDirectory
+
+    if device and count > 1:
+        raise ConfigError(f"{count} claims cannot all become {device}", hint="leave out --device or --count")
+    directory = FleetDirectory.open(fleet)
+    address = BrokerAddress.of(fleet, None)
+    host, _, port = (broker or "").partition(":")
+    settings = parse_assignments(setting or ())
+    Settings.of(settings)
+    terms = ClaimTerms(
+        parse_duration(expires),
+        host or address.host,
+        port_number(port, address.claim_port),
+        settings,
+        device or "",
+    )
+    for _ in range(count):
+        token = make_claim(directory, terms)
+        if json:
+            output.as_json({"claim": token.claim, "token": token.encode(), "broker_ca": token.fingerprint})
+        else:
+            output.line(token.encode())
+    say(f"good for {expires}; on the device: sled device enroll --claim TOKEN; here: sled fleet serve")
+
+
+@app.command()
+def claims(*, fleet: FleetOption, json: JsonOption = False) -> None:
+    """List claims: open, used, expired, withdrawn, and what they became."""
+    from provisioning.claim_book import ClaimBook
+    from provisioning.fleet_directory import FleetDirectory
+
+    records = [asdict(record) for record in ClaimBook(FleetDirectory.open(fleet).registry).claims()]
+    if json:
+        output.as_json(records)
+        return
+    output.table(("claim", "state", "device", "expires_at", "used_at"), records, empty="no claims yet")
+
+
+@app.command()
+def withdraw(
+    claim: Annotated[str, typer.Argument(help="Claim, as in sled provision claims.", metavar="CLAIM")],
+    *,
+    fleet: FleetOption,
+) -> None:
+    """Make an open claim worthless."""
+    from cli.broker_access import reload_local
+    from provisioning.claim_book import ClaimBook
+    from provisioning.fleet_directory import FleetDirectory
+
+    directory = FleetDirectory.open(fleet)
+    directory.audit.append("withdraw", claim)
+    ClaimBook(directory.registry).withdraw(claim)
+    directory.write_revocation_list("claim")
+    reload_local(directory)
+    say(f"{claim} is withdrawn")
 
 
 @app.command("ls")

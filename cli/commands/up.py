@@ -32,11 +32,17 @@ def up(
     backend_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port for verifiers and operators. [default: 8884]")
     ] = None,
+    claim_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Port for newcomers with a claim. [default: 8885; with --port a free one]"
+        ),
+    ] = None,
     log_file: Annotated[Path | None, typer.Option(help="The verifier's log.")] = None,
     timeout: Annotated[float, typer.Option(min=1.0, help="Seconds to load the target.")] = 600.0,
 ) -> None:
     """Run the fleet's broker and one verifier on this machine until Ctrl-C."""
-    from cli.broker_address import BACKEND_PORT, DEVICE_PORT, BrokerAddress
+    from cli.broker_address import BACKEND_PORT, CLAIM_PORT, DEVICE_PORT, BrokerAddress
     from cli.site import Site
     from provisioning.fleet_directory import FleetDirectory
 
@@ -51,6 +57,7 @@ def up(
         listen=listen or ("127.0.0.1" if is_local else "0.0.0.0"),  # noqa: S104 - devices come from outside
         device_port=port or DEVICE_PORT,
         backend_port=backend_port or BACKEND_PORT,
+        claim_port=claim_port or (None if port else CLAIM_PORT),
         host=stored.host,
         log_file=log_file,
     )
