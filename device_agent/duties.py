@@ -189,7 +189,8 @@ class FleetDuties:
 
     def start(self, now_s: float) -> list[Action]:
         """Birth, configuration in force, and open commands, before the first connect."""
-        actions: list[Action] = [*self._status(now_s), self._reported()]
+        self._memory = self._memory.with_life(self._facts.incarnation)
+        actions: list[Action] = [Save(self._memory.dump()), *self._status(now_s), self._reported()]
         if self._memory.commands:
             actions.append(self._response())
         return actions
@@ -282,8 +283,9 @@ class FleetDuties:
                 return []
             self._has_heard_own_birth = True
             return [Unsubscribe(self._status_topic)]
-        if not self._has_heard_own_birth:
-            # An earlier life of this device; the broker has sent it before our own birth.
+        if not self._has_heard_own_birth or status.incarnation in self._memory.lives:
+            # An earlier life of this device: the broker has sent it before our own birth, or has come back
+            # with an old persistence file.
             return []
         self._problem = (
             f"another board uses the identity {self._facts.device}:"

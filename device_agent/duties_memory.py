@@ -14,6 +14,7 @@ _logger = logging.getLogger(__name__)
 MAX_REMEMBERED_COMMANDS = 256
 MAX_OPEN_COMMANDS = 32
 MAX_RUNNING_COMMANDS = 8
+MAX_LIVES = 64
 
 
 class DutiesMemory(BaseModel):
@@ -25,6 +26,8 @@ class DutiesMemory(BaseModel):
         wanted: that configuration.
         seen: ids of commands that were taken up, newest last; outlives the clearing of their requests.
         commands: states of the open commands, oldest first.
+        lives: incarnations of this device, newest last: a broker with an old persistence file brings their
+            presence back, which is no other board's.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -33,6 +36,7 @@ class DutiesMemory(BaseModel):
     wanted: dict[str, JsonValue] = Field(default_factory=dict)
     seen: Annotated[tuple[str, ...], Strict(strict=False)] = ()
     commands: Annotated[tuple[CommandState, ...], Strict(strict=False)] = ()
+    lives: Annotated[tuple[str, ...], Strict(strict=False)] = ()
 
     @classmethod
     def load(cls, content: bytes | None) -> DutiesMemory:
@@ -67,6 +71,10 @@ class DutiesMemory(BaseModel):
         """The command is no longer open, but stays seen."""
         commands = tuple(each for each in self.commands if each.id != command_id)
         return self.model_copy(update={"commands": commands})
+
+    def with_life(self, incarnation: str) -> DutiesMemory:
+        """A life of this device begins; the oldest are forgotten."""
+        return self.model_copy(update={"lives": (*self.lives, incarnation)[-MAX_LIVES:]})
 
     def after_restart(self) -> DutiesMemory:
         """Commands that were under way when the process ended have failed: they are never run again."""

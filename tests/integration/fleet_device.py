@@ -52,7 +52,7 @@ class FleetDevice:
         self._commands = commands or {}
         self.memory = memory
         self.applied: list[Settings] = []
-        self.saved = threading.Event()
+        self.configured = threading.Event()
         self.halted = threading.Event()
         self.halt_reason = ""
         self._is_stopped = False
@@ -98,7 +98,6 @@ class FleetDevice:
             match action:
                 case Save(content):
                     self.memory = content
-                    self.saved.set()
                 case Retain(topic, payload):
                     self.link.retain(topic, payload)
                 case Send(topic, payload):
@@ -109,6 +108,7 @@ class FleetDevice:
                     self.link.unsubscribe(topic_filter)
                 case ApplySettings(settings):
                     self.applied.append(settings)
+                    self.configured.set()
                 case RunCommand():
                     self._perform(self._answer(action))
                 case Halt(reason):

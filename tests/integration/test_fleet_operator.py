@@ -76,7 +76,7 @@ def test_a_stopped_device_is_offline_and_a_killed_one_is_lost(live_fleet: LiveFl
 _DEVICE_PROCESS = """
 import sys, threading
 from pathlib import Path
-from device_agent.duties import DeviceFacts, FleetDuties
+from device_agent.duties import DeviceFacts, FleetDuties, Retain
 from device_agent.duties_memory import DutiesMemory
 from device_agent.settings import Settings
 from protocol.link import Endpoint, Link, LinkOptions, TlsFiles
@@ -86,7 +86,8 @@ duties = FleetDuties(DeviceFacts("f", "ends-badly", "one"), Settings(), DutiesMe
 endpoint = Endpoint("127.0.0.1", int(port), TlsFiles(*map(Path, files)))
 link = Link(endpoint, LinkOptions("ends-badly", will=duties.will()), lambda event: None)
 for action in duties.start(0.0):
-    link.retain(action.topic, action.payload)
+    if isinstance(action, Retain):
+        link.retain(action.topic, action.payload)
 link.start()
 threading.Event().wait()
 """
@@ -111,7 +112,7 @@ def test_a_device_that_is_away_gets_the_wish_when_it_is_back(live_fleet: LiveFle
         assert operator.set_config("late", {"max_tokens": 7}).state == "pending"
         assert operator.show_device("late").is_pending
         with FleetDevice(live_fleet, "late") as device:
-            assert device.saved.wait(10)
+            assert device.configured.wait(10)
             assert device.duties.settings.max_tokens == 7
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -23,6 +24,7 @@ from device_agent.duties import (
     Unsubscribe,
 )
 from device_agent.duties_memory import (
+    MAX_LIVES,
     MAX_OPEN_COMMANDS,
     MAX_REMEMBERED_COMMANDS,
     MAX_RUNNING_COMMANDS,
@@ -108,6 +110,24 @@ def test_the_own_birth_ends_the_look_at_the_own_status(duties: FleetDuties) -> N
 def test_an_earlier_life_is_not_a_copy(duties: FleetDuties) -> None:
     for payload in (status("life-1"), status("life-1", is_online=False)):
         assert duties.on_message(f"{ROOT}/status", payload, 0.0) == []
+
+
+def test_p15_an_earlier_life_that_an_old_broker_brings_back_is_not_a_copy(duties: FleetDuties) -> None:
+    """Its presence stands in a persistence file from before, and comes after our own birth was heard."""
+    [save] = of(Save, duties.start(0.0))
+    facts = replace(duties._facts, incarnation="life-3")
+    later = FleetDuties(facts, Settings(), DutiesMemory.load(save.content))
+    later.start(0.0)
+    later.on_message(f"{ROOT}/status", status("life-3"), 0.0)
+    assert later.on_message(f"{ROOT}/status", status("life-2"), 5.0) == []
+    assert of(Halt, later.on_message(f"{ROOT}/status", status("clone"), 6.0))
+
+
+def test_only_the_latest_lives_are_remembered() -> None:
+    memory = DutiesMemory()
+    for number in range(MAX_LIVES + 5):
+        memory = memory.with_life(f"life-{number}")
+    assert memory.lives == tuple(f"life-{number}" for number in range(5, MAX_LIVES + 5))
 
 
 @pytest.mark.parametrize("is_online", [True, False])
