@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import device_agent.agent
-from bench.chaos_models import PAIRS, new_agent
+from bench.chaos_models import PAIRS, TablePace, new_agent
 from bench.recording import Recording, record_links
 from device_agent.agent import DeviceAgent
 from device_agent.chat import ChatOptions, ChatSession
@@ -115,13 +115,14 @@ def main() -> None:
     parser.add_argument("record", type=Path)
     parser.add_argument("life")
     parser.add_argument("--pair", choices=PAIRS, default="bundled")
+    parser.add_argument("--draft-s", type=float, default=0.0, help="of a table's token")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     recording = Recording(arguments.record, arguments.life)
     record_links(recording, device_agent.agent)
-    with new_agent(arguments.pair, arguments.home) as agent:
+    with new_agent(arguments.pair, arguments.home, TablePace(draft_s=arguments.draft_s)) as agent:
         Talker(agent, recording, random.Random(f"{arguments.seed} {arguments.life}")).run(stop)
 
 

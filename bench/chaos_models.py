@@ -6,7 +6,9 @@ Tables make a short run possible: processes are there at once and cost next to n
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,11 +22,18 @@ if TYPE_CHECKING:
 Pair = Literal["bundled", "table"]
 PAIRS: tuple[Pair, ...] = ("bundled", "table")
 TABLE_CONTEXT = 512
-TABLE_STEP_S = 0.01
 MAX_SESSIONS = 64
 
 
-def new_agent(pair: Pair, home: Path) -> DeviceAgent:
+@dataclass(frozen=True)
+class TablePace:
+    """How slow tables are: seconds of a verifier's step, and of a drafted token."""
+
+    step_s: float = 0.01
+    draft_s: float = 0.0
+
+
+def new_agent(pair: Pair, home: Path, pace: TablePace) -> DeviceAgent:
     """The agent of the device in `home`, not started."""
     from device_agent.agent import DeviceAgent
 
@@ -37,11 +46,17 @@ def new_agent(pair: Pair, home: Path) -> DeviceAgent:
     from tests.table_device import TableDrafter, TableVocabulary, table_engine
 
     config = DeviceConfig.load(home)
-    drafter = TableDrafter(table_engine(max_context=TABLE_CONTEXT), error_rate=0.3)
+
+    class PacedDrafter(TableDrafter):
+        def draft(self, settings: SamplerSettings, n: int, *, min_probability: float = 0.0) -> list[int]:
+            time.sleep(pace.draft_s * n)
+            return super().draft(settings, n, min_probability=min_probability)
+
+    drafter = PacedDrafter(table_engine(max_context=TABLE_CONTEXT), error_rate=0.3)
     return DeviceAgent(config, drafter, ChatTokenizer(TableVocabulary()))
 
 
-def new_engine(pair: Pair, n_threads: int) -> Engine:
+def new_engine(pair: Pair, n_threads: int, pace: TablePace) -> Engine:
     """The target in fp32."""
     if pair == "bundled":
         from edge_verifier.engines import load_engine
@@ -54,7 +69,7 @@ def new_engine(pair: Pair, n_threads: int) -> Engine:
 
     stop_ids = frozenset({STOP_ID})
     return PacedEngine(
-        TABLE_STEP_S,
+        pace.step_s,
         vocab_size=len(PIECES),
         stop_ids=stop_ids,
         max_context=TABLE_CONTEXT,

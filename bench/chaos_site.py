@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bench.chaos_models import Pair
+from bench.chaos_models import Pair, TablePace
 from bench.chaos_plan import BROKER, PROFILES, VERIFIERS, Fault
 from bench.link_emulator import EmulatedLink, LinkEmulator
 from bench.link_scenario import PERFECT, Scenario
@@ -26,6 +26,8 @@ from provisioning.bundle import install
 from provisioning.fleet_directory import FleetDirectory
 
 STOP_S = 20.0
+POLL_S = 0.02
+DEFAULT_PACE = TablePace()
 
 
 @dataclass
@@ -52,13 +54,25 @@ class Life:
 class ChaosSite:
     """One broker, two verifiers and some devices in `folder`, on emulated links."""
 
-    def __init__(self, folder: Path, devices: Sequence[str], pair: Pair, seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        devices: Sequence[str],
+        pair: Pair,
+        seed: int,
+        *,
+        profiles: Sequence[str] = PROFILES,
+        pace: TablePace = DEFAULT_PACE,
+    ) -> None:
+        """Nothing is started yet; `profiles` are the devices' links in turn."""
         self.lives: list[Life] = []
         self.records = folder / "records"
         self._folder = folder
         self._devices = devices
         self._pair = pair
         self._seed = seed
+        self._profiles = profiles
+        self._pace = pace
         self._n_lives: dict[str, int] = {}
         self._running: dict[str, Life] = {}
         self._links: dict[str, EmulatedLink] = {}
@@ -77,7 +91,7 @@ class ChaosSite:
                 port = self._broker.backend_port
                 self._links[name] = emulator.add("127.0.0.1", port, PERFECT, self._seed + number)
             for number, name in enumerate(self._devices):
-                scenario = Scenario.named(PROFILES[number % len(PROFILES)])
+                scenario = Scenario.named(self._profiles[number % len(self._profiles)])
                 port = self._broker.device_port
                 self._links[name] = emulator.add("127.0.0.1", port, scenario, self._seed + 100 + number)
                 self._install(name)
@@ -156,6 +170,9 @@ class ChaosSite:
         """Have the devices finish and end; those that do not."""
         deadline_s = time.monotonic() + within_s
         for name in self._devices:
+            record = self.records / f"{self._running[name].name}.jsonl"
+            while not record.exists() and time.monotonic() < deadline_s:  # it cannot be told anything yet
+                time.sleep(POLL_S)
             self._signal(name, signal.SIGTERM)
         stuck = []
         for name in self._devices:
@@ -182,10 +199,11 @@ class ChaosSite:
     def _command(self, name: str, record: Path, life: str) -> list[str]:
         if name in VERIFIERS:
             place = [str(self._fleet.path), name, str(self._links[name].port), str(record), life]
-            return [sys.executable, "-m", "bench.chaos_verifier", *place, "--pair", self._pair]
+            command = [sys.executable, "-m", "bench.chaos_verifier", *place, "--pair", self._pair]
+            return [*command, "--step-s", str(self._pace.step_s)]
         place = [str(self._folder / name), str(record), life]
         command = [sys.executable, "-m", "bench.chaos_device", *place, "--pair", self._pair]
-        return [*command, "--seed", str(self._seed)]
+        return [*command, "--seed", str(self._seed), "--draft-s", str(self._pace.draft_s)]
 
     def _signal(self, name: str, number: signal.Signals) -> None:
         life = self._running[name]

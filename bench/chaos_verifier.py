@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import edge_verifier.service
-from bench.chaos_models import PAIRS, new_engine
+from bench.chaos_models import PAIRS, TablePace, new_engine
 from bench.recording import Recording, record_links
 from edge_verifier.service import VerifierService
 from protocol.identifiers import backend_identity
@@ -28,13 +28,14 @@ def main() -> None:
     parser.add_argument("record", type=Path)
     parser.add_argument("life")
     parser.add_argument("--pair", choices=PAIRS, default="bundled")
+    parser.add_argument("--step-s", type=float, default=0.01, help="of a table")
     arguments = parser.parse_args()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     record_links(Recording(arguments.record, arguments.life), edge_verifier.service)
     directory = FleetDirectory.open(arguments.fleet)
     tls = directory.endpoint_tls(backend_identity("verifier", arguments.name))
-    engine = new_engine(arguments.pair, n_threads=1)
+    engine = new_engine(arguments.pair, n_threads=1, pace=TablePace(step_s=arguments.step_s))
     endpoint = Endpoint("localhost", arguments.port, tls)
     try:
         VerifierService(engine, endpoint, directory.fleet, arguments.name).run_until(stop)

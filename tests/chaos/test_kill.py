@@ -1,0 +1,73 @@
+"""`kill -9` at the worst moment, on real processes: between receiving and publishing, and while drafting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.chaos_models import TablePace, reference
+from bench.chaos_plan import VERIFIERS, Fault
+from bench.chaos_site import ChaosSite
+from bench.history import History
+from bench.recording import Record, read_records
+
+WAIT_S = 30.0
+SETTLE_S = 60.0
+
+
+def files_of(site: ChaosSite, *names: str) -> list[Path]:
+    return [file for name in names for file in sorted(site.records.glob(f"{name}#*.jsonl"))]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "never came true"
+        time.sleep(0.005)
+
+
+def is_owed(records: list[Record]) -> bool:
+    """Whether the last thing that a verifier did with a session was to receive a window."""
+    return bool(records) and records[-1].what == "received" and len(records) > 8
+
+
+def is_drafting(records: list[Record]) -> bool:
+    """Whether a device has an answer under way, whose last verdict it has, and no window out."""
+    return len(records) > 8 and records[-1].what == "shown"
+
+
+def check(site: ChaosSite) -> None:
+    assert site.settle(SETTLE_S) == []
+    history = History(read_records(sorted(site.records.glob("*.jsonl"))))
+    history.check_target(reference("table"))
+    assert history.violations == []
+    assert sum(len(session.turns) for session in history.sessions.values())
+    assert all(session.is_closed for session in history.sessions.values())
+
+
+def test_a_verifier_killed_between_receiving_and_publishing(tmp_path: Path) -> None:
+    pace = TablePace(step_s=0.25)
+    with ChaosSite(tmp_path, ["dev-1"], "table", 1, profiles=["wifi"], pace=pace) as site:
+
+        def owing() -> str:
+            lives = ((name, read_records(files_of(site, name))) for name in VERIFIERS)
+            return next((name for name, records in lives if is_owed(records)), "")
+
+        wait_for(lambda: bool(owing()))
+        victim = owing()
+        site.begin(Fault(0.0, "kill", victim, 0.0))
+        last = read_records(files_of(site, victim))[-1]
+        assert last.what == "received", "it was killed before it answered"
+        site.end(Fault(0.0, "kill", victim, 0.0))
+        check(site)
+
+
+def test_a_device_killed_while_drafting(tmp_path: Path) -> None:
+    with ChaosSite(tmp_path, ["dev-1"], "table", 2, profiles=["wifi"], pace=TablePace(draft_s=0.1)) as site:
+        wait_for(lambda: is_drafting(read_records(files_of(site, "dev-1"))))
+        site.begin(Fault(0.0, "kill", "dev-1", 0.0))
+        site.end(Fault(0.0, "kill", "dev-1", 0.0))
+        check(site)
+    lives = {record.life for record in read_records(files_of(site, "dev-1"))}
+    assert lives == {"dev-1#1", "dev-1#2"}
