@@ -52,6 +52,8 @@ class Talker:
                 self._agent.wait_ready(READY_S)
                 chat = self._open()
             except SledError as error:  # no broker or no verifier: later
+                if self._agent.halt_reason:
+                    sys.exit(self._agent.halt_reason)
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
                 stop.wait(RETRY_S)
                 threading.Event().wait(RETRY_S)

@@ -52,7 +52,13 @@ class Life:
 
 
 class ChaosSite:
-    """One broker, two verifiers and some devices in `folder`, on emulated links."""
+    """One broker, verifiers and some devices in `folder`, on emulated links.
+
+    Attributes:
+        lives: all processes so far.
+        links: by device and verifier.
+        records: folder of what they recorded.
+    """
 
     def __init__(
         self,
@@ -61,6 +67,7 @@ class ChaosSite:
         pair: Pair,
         seed: int,
         *,
+        verifiers: Sequence[str] = VERIFIERS,
         profiles: Sequence[str] = PROFILES,
         pace: TablePace = DEFAULT_PACE,
     ) -> None:
@@ -69,34 +76,33 @@ class ChaosSite:
         self.records = folder / "records"
         self._folder = folder
         self._devices = devices
+        self._verifiers = verifiers
         self._pair = pair
         self._seed = seed
         self._profiles = profiles
         self._pace = pace
         self._n_lives: dict[str, int] = {}
         self._running: dict[str, Life] = {}
-        self._links: dict[str, EmulatedLink] = {}
+        self.links: dict[str, EmulatedLink] = {}
         self._parts = ExitStack()
+        self._emulator = LinkEmulator()
         self._fleet = FleetDirectory.create(folder / "fleet", fleet="chaos")
-        for name in VERIFIERS:
+        for name in self._verifiers:
             self._fleet.add_backend("verifier", name)
-        self._broker = PrivateBroker(self._fleet.broker_files(), folder / "broker")
+        self.broker = PrivateBroker(self._fleet.broker_files(), folder / "broker")
 
     def __enter__(self) -> Self:
         self.records.mkdir()
         with ExitStack() as parts:
-            parts.enter_context(self._broker)
-            emulator = parts.enter_context(LinkEmulator())
-            for number, name in enumerate(VERIFIERS):
-                port = self._broker.backend_port
-                self._links[name] = emulator.add("127.0.0.1", port, PERFECT, self._seed + number)
+            parts.enter_context(self.broker)
+            parts.enter_context(self._emulator)
+            for number, name in enumerate(self._verifiers):
+                port = self.broker.backend_port
+                self.links[name] = self._emulator.add("127.0.0.1", port, PERFECT, self._seed + number)
             for number, name in enumerate(self._devices):
-                scenario = Scenario.named(self._profiles[number % len(self._profiles)])
-                port = self._broker.device_port
-                self._links[name] = emulator.add("127.0.0.1", port, scenario, self._seed + 100 + number)
-                self._install(name)
+                self.install(name, Scenario.named(self._profiles[number % len(self._profiles)]))
             parts.callback(self._kill_all)
-            for name in (*VERIFIERS, *self._devices):
+            for name in (*self._verifiers, *self._devices):
                 self.start(name)
             self._parts = parts.pop_all()
         return self
@@ -105,6 +111,19 @@ class ChaosSite:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._parts.close()
+
+    def install(self, name: str, scenario: Scenario) -> Path:
+        """Provision a device whose link is like `scenario`; its home. Nothing of it is started."""
+        device_port, seed = self.broker.device_port, self._seed + 100 + len(self.links)
+        self.links[name] = self._emulator.add("127.0.0.1", device_port, scenario, seed)
+        out = self._folder / f"{name}.sled"
+        port = self.links[name].port
+        # Tables have room for 512 tokens, of which the sample house would take more.
+        settings = {"system_prompt": ""} if self._pair == "table" else {}
+        draft = "draft-micro"
+        provision(self._fleet, name, model=draft, out=out, host="localhost", port=port, settings=settings)
+        install(out, self._folder / name)
+        return self._folder / name
 
     # ---- faults
 
@@ -116,14 +135,14 @@ class ChaosSite:
             case "stop":
                 self._signal(fault.victim, signal.SIGTERM)
             case "stall":
-                self._links[fault.victim].stall(fault.for_s)
+                self.links[fault.victim].stall(fault.for_s)
             case "cut":
-                self._links[fault.victim].cut(fault.for_s)
+                self.links[fault.victim].cut(fault.for_s)
             case "black_hole":
-                self._links[fault.victim].black_hole(fault.for_s)
+                self.links[fault.victim].black_hole(fault.for_s)
             case _:
                 with suppress(BrokerError):  # it is dead already
-                    self._broker.kill()
+                    self.broker.kill()
 
     def end(self, fault: Fault) -> None:
         """Start again what `begin` has ended."""
@@ -181,24 +200,15 @@ class ChaosSite:
                 stuck.append(f"{name} did not finish its conversation in {within_s:g} s")
             elif process.returncode:
                 stuck.append(f"{name} ended with {process.returncode}")
-        for name in VERIFIERS:
+        for name in self._verifiers:
             self._signal(name, signal.SIGTERM)
         return stuck
 
     # ---- parts
 
-    def _install(self, name: str) -> None:
-        out = self._folder / f"{name}.sled"
-        port = self._links[name].port
-        # Tables have room for 512 tokens, of which the sample house would take more.
-        settings = {"system_prompt": ""} if self._pair == "table" else {}
-        draft = "draft-micro"
-        provision(self._fleet, name, model=draft, out=out, host="localhost", port=port, settings=settings)
-        install(out, self._folder / name)
-
     def _command(self, name: str, record: Path, life: str) -> list[str]:
-        if name in VERIFIERS:
-            place = [str(self._fleet.path), name, str(self._links[name].port), str(record), life]
+        if name in self._verifiers:
+            place = [str(self._fleet.path), name, str(self.links[name].port), str(record), life]
             command = [sys.executable, "-m", "bench.chaos_verifier", *place, "--pair", self._pair]
             return [*command, "--step-s", str(self._pace.step_s)]
         place = [str(self._folder / name), str(record), life]
@@ -217,7 +227,7 @@ class ChaosSite:
             shutil.copy(old, memory)
         elif memory.exists():
             shutil.copy(memory, old)
-        self._broker.restart(keep_persistence=fault.kind != "broker_forgets")
+        self.broker.restart(keep_persistence=fault.kind != "broker_forgets")
 
     def _kill_all(self) -> None:
         for life in self._running.values():
