@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cli import diagnostics
-from cli.commands import chat, demo, device, fleet, models, provision, session, up, verifier
+from cli.commands import broker, chat, demo, device, fleet, models, provision, session, up, verifier
 from cli.diagnostics import ExitCode
 from protocol.errors import SledError
 
@@ -29,6 +29,7 @@ app.command("chat")(chat.chat)
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(provision.app, name="provision")
 app.add_typer(device.app, name="device")
+app.add_typer(broker.app, name="broker")
 app.add_typer(session.app, name="session")
 app.add_typer(verifier.app, name="verifier")
 app.add_typer(models.app, name="models")
