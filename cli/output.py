@@ -26,6 +26,12 @@ def text(value: str) -> None:
     sys.stdout.flush()
 
 
+def drawn(value: str) -> None:
+    """Text that was made here and holds escape sequences on purpose, for a terminal."""
+    sys.stdout.write(value)
+    sys.stdout.flush()
+
+
 def line(value: str = "") -> None:
     """One line of text."""
     text(f"{value}\n")

@@ -17,7 +17,13 @@ TurnEnd = Literal["stop", "limit", "context", "stopped", "failed"]
 """Why a turn is over: the verifier's reasons, the user's, or an error's."""
 
 NoticeKind = Literal[
-    "link_lost", "link_back", "verifier_lost", "verifier_back", "verifier_busy", "drafter_failed"
+    "link_lost",
+    "link_back",
+    "verifier_lost",
+    "verifier_back",
+    "verifier_busy",
+    "drafter_failed",
+    "drafting_alone",
 ]
 
 
@@ -72,6 +78,29 @@ class Committed:
 
     start: int
     tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unverified:
+    """What the draft model alone says behind the committed tokens: all, in place of what it said before.
+
+    The target may replace any of it.
+    """
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Nothing shown is unverified any more.
+
+    Attributes:
+        n_confirmed: tokens shown as unverified that stood, and are committed now.
+        n_replaced: those that did not stand; they are to be removed from what is shown.
+    """
+
+    n_confirmed: int
+    n_replaced: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +172,8 @@ Action = (
     | NeedDraft
     | Journal
     | Committed
+    | Unverified
+    | Settled
     | Judged
     | Finished
     | Notice

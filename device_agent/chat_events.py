@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from device_agent.actions import Judged, Notice, TurnEnd
+from device_agent.actions import Judged, Notice, Settled, TurnEnd
 from protocol.errors import SledError
 
 
@@ -58,6 +58,17 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class UnverifiedText:
+    """What the draft model alone says after the committed text, in place of what it said before.
+
+    All of it, so that a screen can draw it anew after each `TextDelta`; the target may replace any of it.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The answer is complete, or was stopped; the last event of its turn."""
 
@@ -73,4 +84,4 @@ class Failed:
     stats: TurnStats
 
 
-ChatEvent = TextDelta | Notice | Finished | Failed
+ChatEvent = TextDelta | UnverifiedText | Settled | Notice | Finished | Failed

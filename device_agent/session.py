@@ -112,6 +112,8 @@ class DeviceSession(SessionTurns):
         """The next tokens of a draft request, which took `seconds`."""
         self._controller.observe_draft(len(tokens), seconds)
         self._text.add_drafts(request, tokens, seconds)
+        if self.is_active:
+            self._show_unverified()
         return self._advance(now_s)
 
     def draft_done(self, request: int, now_s: float) -> list[Action]:
@@ -202,6 +204,9 @@ class DeviceSession(SessionTurns):
 
     def tick(self, now_s: float) -> list[Action]:
         """Time has passed."""
+        alone_s = self._alone_due_s
+        if alone_s is not None and now_s >= alone_s:
+            self._go_alone()
         overdue_s = self._outbox.flight.deadline_s(self._n_failures)
         is_waiting = self._is_link_up and not self.is_seeking and self._outbox.resend is None
         if is_waiting and overdue_s is not None and now_s >= overdue_s:
@@ -238,6 +243,7 @@ class DeviceSession(SessionTurns):
         if known != self._text.tokens(verdict.start, verdict.start + len(known)):
             self._rebuild(now_s, 0.0, SessionError("the verifier contradicts its own earlier tokens"))
             return
+        shown = self._text.known(start, self._offline.shown_end)
         is_as_presumed = self._text.commit(new)
         self._outbox.flight.answer(sent, now_s)
         self._outbox.confirmed = self._text.committed
@@ -246,6 +252,9 @@ class DeviceSession(SessionTurns):
         self._note_answer(verdict, sent, len(new), now_s, is_last=finished is not None)
         if new:
             self._actions.append(Committed(start, new))
+        self._offline.progress(now_s)
+        self._actions += self._offline.settle(shown, new, is_last=finished is not None)
+        self._told.discard("drafting_alone")
         if finished is not None:
             self._end_turn(finished, start)
             return

@@ -186,6 +186,7 @@ class SessionDesk:
             draft_context=self._parts.drafter.max_context,
             keep_checkpoint=settings.keep_checkpoint,
             retention_s=settings.checkpoint_retention_s,
+            may_draft_alone=settings.offline == "local",
         )
 
     def _free_slot(self) -> int:

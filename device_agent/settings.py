@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,6 +38,8 @@ class Settings(BaseModel):
         verifier: the verifier to use while it is there; empty chooses by itself.
         keep_checkpoint: False keeps conversations out of the broker.
         checkpoint_retention_s: how long the broker keeps a conversation after its last change.
+        offline: what the device does while no verdict comes: `wait`, or `local`: go on with the draft model
+            alone, shown as unverified until the target has confirmed or replaced it.
         telemetry_interval_s: seconds between two telemetry messages of a busy device; 0 sends none.
         draft_threads: CPU threads of the drafter; 0 leaves the choice to it.
     """
@@ -53,6 +55,7 @@ class Settings(BaseModel):
     verifier: str = Field(default="", pattern=r"^[a-z0-9-]{0,48}$")
     keep_checkpoint: bool = True
     checkpoint_retention_s: int = Field(default=86_400, ge=60, le=30 * 86_400)
+    offline: Literal["wait", "local"] = "wait"
     telemetry_interval_s: float = Field(default=10.0, ge=0.0, le=86_400.0)
     draft_threads: int = Field(default=0, ge=0, le=1_024)
 

@@ -18,12 +18,20 @@ class Bounds:
         max_draft: longest window that the verifier takes.
         draft_context: tokens that the drafter can hold.
         stop_ids: tokens after which nothing follows.
+        is_alone: whether to draft on and on, as no verdict comes.
+        n_unsettled: drafts at hand that were shown already, and wait to be judged.
     """
 
     limit: int
     max_draft: int
     draft_context: int
     stop_ids: frozenset[int]
+    is_alone: bool = False
+    n_unsettled: int = 0
+
+
+ALONE_CHUNK = 32
+"""Tokens in one draft request of a device that drafts alone."""
 
 
 class Speculator:
@@ -46,7 +54,13 @@ class Speculator:
         position, which belongs to the target's own token.
         """
         text, plan = self._text, self._plan(bounds)
-        if text.is_drafting or text.is_exhausted or plan.n_draft == 0 or text.ends_at(bounds.stop_ids):
+        if text.is_drafting or text.is_exhausted or text.ends_at(bounds.stop_ids):
+            return 0
+        if bounds.is_alone:
+            known = len(text) + len(text.ahead)
+            room = min(bounds.limit - 1, bounds.draft_context) - known
+            return max(0, min(ALONE_CHUNK, room)) if self.is_drafter_alive else 0
+        if plan.n_draft == 0:
             return 0
         is_prefilling = flight.oldest is not None and flight.oldest.window.context is not None
         if flight and not plan.is_ahead and not is_prefilling:
@@ -64,6 +78,9 @@ class Speculator:
         room = bounds.limit - 1 - len(text) - is_behind
         if room < 0 or (is_behind and not self._may_follow(n_in_flight, plan, bounds)):
             return None
+        n_unsettled = min(bounds.n_unsettled - is_behind, bounds.max_draft, room)
+        if n_unsettled > 0:
+            return text.presume(n_unsettled, is_behind_window=is_behind)
         n = min(plan.n_draft, room)
         is_complete = len(text.ahead) - is_behind >= n or text.is_exhausted or text.ends_at(bounds.stop_ids)
         if not is_complete and (is_behind or self._is_worth_waiting(plan, bounds, now_s)):

@@ -63,6 +63,10 @@ class Text:
         """Everything known: committed, presumed and ahead."""
         return (*self._chain.tokens, *self.ahead)
 
+    def known(self, start: int, end: int | None = None) -> tuple[int, ...]:
+        """Committed, presumed and ahead tokens from `start` to `end`."""
+        return (*self._chain.tokens, *self.ahead)[start:end]
+
     def hash_at(self, length: int) -> str:
         """Chain hash of the first `length` committed and presumed tokens."""
         return self._chain.hash_at(length)
@@ -78,6 +82,13 @@ class Text:
         self._chain.truncate(length)
         self.committed = min(self.committed, length)
         self._void_drafts()
+
+    def unpresume(self) -> None:
+        """Take back what windows presume: it is drafted ahead again, in no window."""
+        presumed = self._chain.tokens[self.committed :]
+        self.ahead[:0] = presumed
+        self._draft_s[:0] = [0.0] * len(presumed)
+        self._chain.truncate(self.committed)
 
     def set_settings(self, settings: SamplerSettings) -> None:
         """Choose by `settings` from here on; every hash and draft changes."""

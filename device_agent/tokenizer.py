@@ -173,6 +173,13 @@ class TextStream:
         """The text that `tokens` complete; bytes of an unfinished character wait for the next call."""
         return self._decoder.decode(b"".join(map(self._vocabulary.piece, tokens)))
 
+    def preview(self, tokens: Iterable[int]) -> str:
+        """The text that `feed` would give for `tokens`, which are not fed."""
+        state = self._decoder.getstate()
+        text = self.feed(tokens)
+        self._decoder.setstate(state)
+        return text
+
     def finish(self) -> str:
         """What is left at the end: U+FFFD when the last character never got complete."""
         return self._decoder.decode(b"", final=True)

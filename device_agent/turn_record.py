@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from device_agent.actions import Action, Committed, Judged, Notice
+from device_agent.actions import Action, Committed, Judged, Notice, Settled, Unverified
 from device_agent.actions import Failed as SessionFailed
 from device_agent.actions import Finished as SessionFinished
-from device_agent.chat_events import ChatEvent, Failed, Finished, TextDelta, TurnStats
+from device_agent.chat_events import ChatEvent, Failed, Finished, TextDelta, TurnStats, UnverifiedText
 from device_agent.tokenizer import TextStream
 from protocol.errors import SledError
 from protocol.messages import SamplerSettings
@@ -66,7 +66,9 @@ class TurnRecord:
                 return [TextDelta(self._stream.feed(tokens), tokens)]
             case Judged():
                 self._judged(action)
-            case Notice():
+            case Unverified(tokens):
+                return [UnverifiedText(self._stream.preview(tokens), tokens)]
+            case Notice() | Settled():
                 return [action]
             case SessionFinished(reason):
                 return [*self._tail(), Finished(reason, self.stats(verifier, now_s))]

@@ -23,6 +23,7 @@ from device_agent.actions import (
     TurnEnd,
 )
 from device_agent.controller import Controller
+from device_agent.offline import LATE_S, Offline
 from device_agent.outbox import Outbox
 from device_agent.saved import Entry, Saved
 from device_agent.speculator import Bounds, Speculator
@@ -43,12 +44,14 @@ class SessionOptions:
         stop_ids: tokens after which drafting is pointless; the verifier alone decides that a turn ends.
         draft_context: tokens that the drafter can hold; beyond it the verifier decodes alone.
         keep_checkpoint, retention_s: as in `protocol.messages.Opening`.
+        may_draft_alone: whether to go on with the draft model, unverified, when no verdict comes.
     """
 
     stop_ids: frozenset[int] = frozenset()
     draft_context: int = MAX_CONTEXT_TOKENS
     keep_checkpoint: bool = True
     retention_s: int = 86_400
+    may_draft_alone: bool = False
 
 
 class SessionTurns:
@@ -84,6 +87,7 @@ class SessionTurns:
         self._n_rebuilds = 0
         self._left = {saved.verifier} - {binding.name}
         self._busy_until_s: dict[str, float] = {}
+        self._offline = Offline(is_allowed=options.may_draft_alone)
         self._told: set[NoticeKind] = set()
         self._actions: list[Action] = []
 
@@ -110,6 +114,21 @@ class SessionTurns:
     @property
     def deadline_s(self) -> float | None:
         """When `tick` is due; None when nothing waits for time to pass."""
+        due = [each for each in (self._network_due_s, self._alone_due_s) if each is not None]
+        return min(due, default=None)
+
+    @property
+    def _alone_due_s(self) -> float | None:
+        """When to go on alone; None when not."""
+        if not self.is_active or not self._speculator.is_drafter_alive:
+            return None
+        flight = self._outbox.flight
+        oldest = flight.oldest
+        late_s = LATE_S if oldest is None else flight.timer.timeout_s(oldest.window, 0)
+        return self._offline.due_s(late_s, is_cut_off=not self._is_link_up or self.is_seeking)
+
+    @property
+    def _network_due_s(self) -> float | None:
         if not self._is_link_up or self.is_seeking or not (self.is_active or self._is_closing):
             return None
         outbox = self._outbox
@@ -155,6 +174,7 @@ class SessionTurns:
         self._is_interrupted = False
         self._n_rebuilds = 0
         self._told.clear()
+        self._offline.progress(now_s)
         self._speculator.idle_since_s = now_s
         self._outbox.raise_generation()
         entry = Entry(
@@ -191,6 +211,7 @@ class SessionTurns:
 
     def _end_turn(self, finished: TurnEnd, start: int) -> None:
         """The turn is over; one entry holds its tokens from `start` on and its end: both or none survive."""
+        self._actions += self._offline.withdraw(self._text.committed)
         self._text.cut(self._text.committed)
         self._outbox.flight.clear()
         self._outbox.resend = None
@@ -221,7 +242,10 @@ class SessionTurns:
         self._outbox.confirmed = None
         if not self.is_active:
             return
-        self._text.cut(self._text.committed)
+        if self._offline.shown_end:
+            self._text.unpresume()
+        else:
+            self._text.cut(self._text.committed)
         self._outbox.raise_generation()
         entry = Entry(self.generation, self._text.committed, verifier=self.binding.name)
         self._actions.append(Journal(entry, is_durable=True))
@@ -240,6 +264,16 @@ class SessionTurns:
         """The wait before the same verifier is tried again: none at first, then doubling."""
         n = self._n_failures - 2
         return 0.0 if n < 0 else min(BACKOFF_S * 2.0**n, MAX_BACKOFF_S)
+
+    def _go_alone(self) -> None:
+        """No verdict comes: the draft model goes on, and its user sees that it does."""
+        self._offline.begin()
+        self._tell("drafting_alone", "no verdict comes; the draft model goes on alone, unverified")
+        self._show_unverified()
+
+    def _show_unverified(self) -> None:
+        committed = self._text.committed
+        self._actions += self._offline.show(self._text.known(committed), committed)
 
     def _tell(self, kind: NoticeKind, text: str) -> None:
         """Tell the user, once until it is over."""
@@ -306,7 +340,14 @@ class SessionTurns:
 
     def _bounds(self) -> Bounds:
         options = self._options
-        return Bounds(self.limit, self.binding.max_draft, options.draft_context, options.stop_ids)
+        return Bounds(
+            self.limit,
+            self.binding.max_draft,
+            options.draft_context,
+            options.stop_ids,
+            is_alone=self._offline.is_alone,
+            n_unsettled=max(0, min(self._offline.shown_end - len(self._text), len(self._text.ahead))),
+        )
 
     def _opening(self) -> Opening:
         return Opening(

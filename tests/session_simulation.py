@@ -30,6 +30,8 @@ from device_agent.actions import (
     NeedDraft,
     Notice,
     Publish,
+    Settled,
+    Unverified,
 )
 from device_agent.controller import Controller, ControllerOptions
 from device_agent.saved import Entry, Saved
@@ -193,6 +195,8 @@ class Told:
     notices: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
+    unverified: tuple[int, ...] = ()
+    settled: list[Settled] = field(default_factory=list)
     is_closed: bool = False
 
 
@@ -294,7 +298,7 @@ class World:
 
     # ---- the device's shell
 
-    def do(self, actions: Sequence[Action]) -> None:  # noqa: C901 - one case for each action
+    def do(self, actions: Sequence[Action]) -> None:  # noqa: C901, PLR0912 - one case for each action
         """Carry actions out, checking what must hold for every sequence of them."""
         for action in actions:
             match action:
@@ -308,9 +312,18 @@ class World:
                 case Committed(start, tokens):
                     assert start + len(tokens) <= len(self.session.tokens)
                     self.told.committed += tokens
+                    self.told.unverified = self.told.unverified[len(tokens) :]
+                case Unverified(tokens):
+                    committed = self.session._text.committed
+                    assert tokens == self.session._text.known(committed, committed + len(tokens))
+                    self.told.unverified = tokens
+                case Settled():
+                    self.told.settled.append(action)
+                    self.told.unverified = ()
                 case Judged():
                     self.told.judged.append(action)
                 case Finished(reason):
+                    assert not self.told.unverified, "a turn ended with something unverified on the screen"
                     self.told.finished.append(reason)
                 case Notice(kind):
                     self.told.notices.append(kind)
@@ -428,6 +441,7 @@ class World:
     def restart_device(self, *, n_lost: int = 0, verifier: str | None = None) -> None:
         """Power loss: entries after the last durable one may be lost; everything in memory is."""
         self._life += 1
+        self.told.unverified = ()
         self._unacked.clear()
         kept = list(self.entries)
         while kept and not kept[-1][1] and n_lost > 0:

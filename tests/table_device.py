@@ -107,9 +107,15 @@ def table_engine(*, seed: int = 0, max_context: int = 512) -> TableEngine:
 
 
 def table_agent(
-    fleet: LiveFleet, device: str, home: Path, drafter: TableDrafter, **settings: Any
+    fleet: LiveFleet,
+    device: str,
+    home: Path,
+    drafter: TableDrafter,
+    *,
+    port: int | None = None,
+    **settings: Any,
 ) -> DeviceAgent:
-    """An agent of `device`, not started; keyword arguments are its settings."""
+    """An agent of `device`, not started; `port` is a proxy's; other keywords are its settings."""
     endpoint = fleet.endpoint(device)
     tls = endpoint.tls
     assert tls is not None
@@ -120,7 +126,7 @@ def table_agent(
     config = DeviceConfig(
         home=home,
         identity=Identity(fleet="f", device=device),
-        broker=Broker(host=endpoint.host, port=endpoint.port),
+        broker=Broker(host=endpoint.host, port=port or endpoint.port),
         model=Model(path="none.gguf"),
         settings=Settings(**{"temperature": 0.0, "max_tokens": 40, **settings}),
     )

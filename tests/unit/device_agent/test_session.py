@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from device_agent.turns import SessionOptions
 from protocol.messages import SamplerSettings
 from tests.session_simulation import (
+    STOP_ID,
     Drafting,
     Network,
     World,
@@ -46,7 +47,10 @@ def test_every_drafter_and_window_gives_the_target_s_text(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_loss_duplicates_delays_and_restarts_change_nothing(data: st.DataObject) -> None:
-    """Whatever happens at whatever moment, each answer is the target's own, or its start when stopped."""
+    """Whatever happens at whatever moment, each answer is the target's own, or its start when stopped.
+
+    Also with local drafts in between: what is shown as unverified is gone when a turn ends.
+    """
     draw = data.draw
     world = World(
         seed=draw(st.integers(0, 1 << 30)),
@@ -62,6 +66,7 @@ def test_loss_duplicates_delays_and_restarts_change_nothing(data: st.DataObject)
         max_in_flight=draw(st.sampled_from([1, 2])),
         draft_token_s=draw(st.sampled_from([0.0005, 0.05])),
         n_verifiers=draw(st.sampled_from([1, 2])),
+        options=SessionOptions(stop_ids=frozenset({STOP_ID}), may_draft_alone=draw(st.booleans())),
     )
     for _ in range(draw(st.integers(1, 3))):
         world.ask(draw(st.lists(st.integers(1, 23), min_size=1, max_size=6)), draw(st.integers(1, 25)))

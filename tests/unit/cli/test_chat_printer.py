@@ -1,0 +1,57 @@
+"""What a conversation prints, with and without a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli.chat.printer import Printer
+from device_agent.actions import Notice, Settled
+from device_agent.chat_events import TextDelta, UnverifiedText
+
+EVENTS = [
+    TextDelta("Hello", (1,)),
+    Notice("drafting_alone", "alone now"),
+    UnverifiedText(" wrold\x1b[2J", (2, 3)),
+    TextDelta(" w", (2,)),
+    UnverifiedText("rold", (3,)),
+    TextDelta("orld", (4,)),
+    Settled(1, 1),
+]
+
+
+def printed(events: list[object]) -> None:
+    printer = Printer()
+    for event in events:
+        printer.show(event)  # type: ignore[arg-type]  # a mixed list
+
+
+def test_without_a_terminal_stdout_has_committed_text_only(capsys: pytest.CaptureFixture[str]) -> None:
+    printed([*EVENTS])
+    out, err = capsys.readouterr()
+    assert out == "Hello world"
+    assert err.splitlines() == ["alone now", "1 of 2 unverified tokens confirmed"]
+
+
+def test_on_a_terminal_unverified_text_is_dim_and_replaced(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    printed([*EVENTS])
+    out, _ = capsys.readouterr()
+    assert "\x1b[2m wrold\N{REPLACEMENT CHARACTER}[2J\x1b[0m" in out, "dim and harmless"
+    assert out.endswith("\x1b[2mrold\x1b[0m\r\x1b[7C\x1b[Jorld")
+
+
+def test_a_note_takes_back_what_is_unverified(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as "stopped" after Ctrl-C, when the rest of the turn's events is not shown."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    printer = Printer()
+    printer.show(TextDelta("Hi", (1,)))
+    printer.show(UnverifiedText(" there", (2,)))
+    printer.note("stopped")
+    printer.show(UnverifiedText("next", (2,)))
+    printer.note("stopped")
+    assert capsys.readouterr().out == "Hi\x1b[2m there\x1b[0m\r\x1b[2C\x1b[J\x1b[2mnext\x1b[0m\r\x1b[J"
