@@ -7,6 +7,7 @@ import random
 from device_agent.actions import Binding
 from protocol.errors import LinkError, SledError, VocabularyMismatchError
 from protocol.messages import VerifierStatus
+from protocol.sampler import SAMPLER_VERSION
 
 MUCH_DEARER = 2.0
 """A session moves at a new turn when the price is so many times another's: the move costs a prefill."""
@@ -93,6 +94,11 @@ class Adverts:
         is_moving = is_dear and other.n_free_sessions > 0 and self._chance.random() < 1 / 2
         return _binding(name, other) if is_moving else None
 
+    def serves_another(self, name: str, target: str) -> bool:
+        """Whether verifier `name` is there, with another target than `target`."""
+        status = self._by_name.get(name)
+        return status is not None and status.is_alive and status.target not in (None, target)
+
     def _fitting(self, target: str | None) -> dict[str, VerifierStatus]:
         return {
             name: status
@@ -100,12 +106,20 @@ class Adverts:
             if status.is_alive
             and status.vocabulary == self._vocabulary
             and status.target is not None
+            and not _is_other_version(status)
             and (target is None or status.target == target)
         }
 
     def problem(self, model: str) -> SledError:
         """Why `choose` finds no verifier; `model` is the draft model's name."""
-        for status in self._by_name.values():
+        for name, status in sorted(self._by_name.items()):
+            if status.is_alive and _is_other_version(status):
+                return LinkError(
+                    f"verifier {name} chooses tokens by version {status.sampler_version} of the sampler,"
+                    f" this device by version {SAMPLER_VERSION}",
+                    is_retryable=False,
+                    hint="update the older side",
+                )
             if status.is_alive and status.vocabulary is not None and status.vocabulary != self._vocabulary:
                 return VocabularyMismatchError(
                     draft=model,
@@ -123,6 +137,11 @@ class Adverts:
     @staticmethod
     def _load(status: VerifierStatus) -> tuple[bool, float, int]:
         return status.n_free_sessions == 0, status.price, -status.n_free_sessions
+
+
+def _is_other_version(status: VerifierStatus) -> bool:
+    """Whether a session could not be opened there; 0 says nothing."""
+    return status.sampler_version not in (0, SAMPLER_VERSION)
 
 
 def _binding(name: str, status: VerifierStatus) -> Binding:

@@ -191,6 +191,16 @@ class DeviceSession(SessionTurns):
             self._reopen()
         return self._advance(now_s)
 
+    def target_lost(self, now_s: float) -> list[Action]:
+        """The verifier serves another target now, and nobody runs this session's: the turn ends and says so.
+
+        Waiting might be in vain; the text so far stays, and a later turn looks again.
+        """
+        if self.is_seeking:
+            name = self.binding.name
+            self._fail(target_gone(self.binding.target, f"verifier {name} serves another model now, and "))
+        return self._advance(now_s)
+
     def rebind(self, binding: Binding) -> None:
         """Have the next turn judged by the verifier of `binding`, of an equal target; not during a turn."""
         if self.is_active or self._is_closing or binding.target != self.binding.target:

@@ -305,7 +305,9 @@ class SessionDesk:
         binding = self._parts.adverts.choose(
             preferred=self._parts.settings().verifier, target=wanted.target, avoid=wanted.avoid
         )
-        if binding is None:
+        if binding is None and self._parts.adverts.serves_another(wanted.avoid, wanted.target):
+            self._parts.post(lambda: live.perform(live.machine.target_lost(self.now_s())))
+        elif binding is None:
             self._seeking[live.slot] = wanted
         else:
             self._parts.post(lambda: live.perform(live.machine.verifier_found(binding, self.now_s())))

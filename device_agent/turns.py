@@ -359,9 +359,9 @@ class SessionTurns:
         )
 
 
-def target_gone(target: str) -> SessionError:
-    """The error for a conversation whose target nobody runs any more."""
+def target_gone(target: str, before: str = "") -> SessionError:
+    """The error for a conversation whose target nobody runs any more; `before` begins its sentence."""
     return SessionError(
-        f"no verifier runs target {target} any more, to which this conversation is bound",
+        f"{before}no verifier runs target {target} any more, to which this conversation is bound",
         hint="start a new conversation: /reset",
     )

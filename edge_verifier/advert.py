@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from edge_verifier.engine import EngineInfo
 from edge_verifier.window_checks import longest_text
 from protocol.messages import VerifierStatus
+from protocol.sampler import SAMPLER_VERSION
 
 _PRICE_FACTOR = 2.0
 
@@ -72,6 +73,7 @@ class Advert:
             is_draining=is_draining,
             is_drained=is_drained,
             price=price,
+            sampler_version=SAMPLER_VERSION,
         )
         due_s = self._due_s(status, now_s)
         if due_s is None or due_s > now_s:

@@ -12,6 +12,7 @@ from device_agent.actions import Binding
 from device_agent.adverts import Adverts
 from protocol.errors import LinkError, VocabularyMismatchError
 from protocol.messages import VerifierStatus
+from protocol.sampler import SAMPLER_VERSION
 
 OURS, OTHERS = "00000000000000bb", "00000000000000b0"
 TARGET, OTHER_TARGET = "00000000000000aa", "00000000000000a0"
@@ -181,3 +182,23 @@ def test_the_preferred_verifier_is_kept_and_gone_back_to(adverts: Adverts) -> No
     adverts.update("c", status(price=8.0))
     assert moves(adverts, preferred="a") == {"stays": 200}
     assert moves(adverts, preferred="c") == {"c": 200}
+
+
+def test_a_verifier_with_another_sampler_is_not_chosen_and_said(adverts: Adverts) -> None:
+    adverts.update("a", status().model_copy(update={"sampler_version": SAMPLER_VERSION + 1}))
+    assert adverts.choose() is None
+    problem = adverts.problem("small")
+    assert "verifier a chooses tokens by version" in str(problem)
+    assert problem.hint == "update the older side"
+    adverts.update("b", status().model_copy(update={"sampler_version": SAMPLER_VERSION}))
+    assert chosen(adverts) == {"b": 200}
+
+
+def test_a_verifier_that_serves_another_target_now_is_told_from_one_that_is_gone(adverts: Adverts) -> None:
+    assert not adverts.serves_another("a", TARGET)
+    adverts.update("a", status())
+    assert not adverts.serves_another("a", TARGET)
+    adverts.update("a", status(is_alive=False, target=OTHER_TARGET))
+    assert not adverts.serves_another("a", TARGET)
+    adverts.update("a", status(target=OTHER_TARGET))
+    assert adverts.serves_another("a", TARGET)

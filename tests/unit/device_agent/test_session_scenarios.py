@@ -189,6 +189,22 @@ def test_p5_a_session_is_not_continued_on_another_target() -> None:
         DeviceSession(saved, Binding("v1", TARGET, CONTEXT, 8), Controller(), SessionOptions())
 
 
+def test_p5_a_target_that_nobody_runs_any_more_ends_the_turn_with_a_sentence() -> None:
+    """What is committed stays and is the target's; a later turn looks for the target again."""
+    world = asked(World(max_in_flight=1))
+    world.run(lambda: len(world.answer()) > 4)
+    world.is_finding = False
+    world.do(world.session.verifier_gone("v1", world.now_s))
+    world.do(world.session.target_lost(world.now_s))
+    assert not world.session.is_active
+    assert "v1 serves another model now, and no verifier runs target" in world.told.errors[0]
+    assert world.answer() == world.expected()[: len(world.answer())]
+    world.is_finding = True
+    world.told.errors.clear()
+    world.ask((4, 4))
+    finish(world)
+
+
 def test_p6_two_timeouts_with_pubacks_lead_to_another_verifier() -> None:
     world = asked(World(n_verifiers=2, max_in_flight=1))
     world.verifiers["v1"].is_mute = True
