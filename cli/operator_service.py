@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.broker_address import BrokerAddress
 from protocol.errors import SledError
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from fleet.operator import Operator
     from provisioning.fleet_directory import FleetDirectory
     from provisioning.revocation import BrokerAccess
+    from provisioning.rotation import Ask
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class OperatorService:
         from fleet.orphan_watch import OrphanWatch
         from provisioning.enrolment_service import PROVISIONER
         from provisioning.housekeeping import Housekeeping
+        from provisioning.upkeep import Upkeep
 
         self._fleet = fleet
         self._address = address
@@ -49,6 +53,7 @@ class OperatorService:
         self._provisioner = fleet.add_backend(*PROVISIONER)
         self._service = fleet.add_backend(*SERVICE)
         self._housekeeping = Housekeeping(fleet, access.reload if access else None)
+        self._upkeep = Upkeep(fleet, access)
 
     def run_until(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
@@ -87,8 +92,20 @@ class OperatorService:
                 _logger.info("%s", text)
             if operator is not None:
                 self._clear_orphans(operator)
+                self._keep_up(operator)
         except SledError as error:
             _logger.warning("housekeeping: %s", error)
+
+    def _keep_up(self, operator: Operator) -> None:
+        def ask_of(device: str) -> Ask:
+            def ask(name: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
+                state = operator.command(device, name, arguments=arguments).state
+                return state.result if state else {}
+
+            return ask
+
+        for text in self._upkeep.tick(ask_of, dt.datetime.now(dt.UTC)):
+            _logger.info("%s", text)
 
     def _clear_orphans(self, operator: Operator) -> None:
         records = self._fleet.registry.devices()

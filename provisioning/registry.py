@@ -68,7 +68,7 @@ class DeviceRecord:
 
     Attributes:
         provisioned_at: UTC, ISO 8601.
-        expires_at: when its certificate ends, UTC, ISO 8601.
+        issued_at, expires_at: of its certificate, UTC, ISO 8601.
         serial: serial number of its certificate, hexadecimal.
         revoked_at: since when it is locked out, UTC, ISO 8601; None while it is not.
     """
@@ -78,6 +78,7 @@ class DeviceRecord:
     provisioned_at: str
     expires_at: str
     serial: str
+    issued_at: str
     revoked_at: str | None = None
 
 
@@ -217,7 +218,8 @@ class Registry:
     def devices(self) -> tuple[DeviceRecord, ...]:
         """All devices, revoked ones too, by id."""
         query = (
-            "SELECT device.id, model, provisioned_at, expires_at, serial, device.revoked_at FROM device"
+            "SELECT device.id, model, provisioned_at, expires_at, serial, issued_at, device.revoked_at"
+            " FROM device"
             " JOIN certificate ON identity = device.id AND authority = 'device' AND replaced_at IS NULL"
             " ORDER BY device.id"
         )

@@ -99,7 +99,7 @@ def revoke(fleet: FleetDirectory, device_id: str, access: BrokerAccess) -> Revoc
     n_certificates = revoke_on_paper(fleet, device_id)
     access.reload(fleet.broker_files(spared=device_id))
     if access.admin is not None:
-        _take_over(Endpoint(*access.admin, fleet.endpoint_tls(".".join(OPERATOR))), device_id)
+        take_over(Endpoint(*access.admin, fleet.endpoint_tls(".".join(OPERATOR))), device_id)
     disconnected_s = time.monotonic() - started_s
     with stand_in(fleet, device_id) as tls:
         n_cleared = clear_retained(fleet, device_id, access.devices(tls))
@@ -155,7 +155,7 @@ def _retained_topics(fleet: FleetDirectory, device_id: str) -> Iterator[str]:
         yield channel.topic(fleet.fleet, d=device_id)
 
 
-def _take_over(endpoint: Endpoint, identity: str) -> None:
+def take_over(endpoint: Endpoint, identity: str) -> None:
     """End the connection of `identity` by taking its client id, and leave no session of it behind."""
     with _connected(endpoint, identity):
         pass
@@ -170,7 +170,7 @@ def _refusal(endpoint: Endpoint, identity: str) -> str:
     deadline_s = time.monotonic() + _PROOF_S
     while time.monotonic() < deadline_s:
         try:
-            _take_over(endpoint, identity)
+            take_over(endpoint, identity)
         except LinkError as error:
             if not error.is_retryable:
                 return str(error)
