@@ -55,6 +55,35 @@ def check(
 
 
 @app.command()
+def renew(
+    *,
+    fleet: FleetOption,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Another name or address of the broker; repeatable.")
+    ] = None,
+    reload_command: Annotated[
+        str | None,
+        typer.Option(help="Command that gives a foreign broker the files in $SLED_BROKER_FILES."),
+    ] = None,
+) -> None:
+    """Give the broker a new certificate and have it taken over; devices trust it by the same CA."""
+    from cli.broker_access import access_to
+    from provisioning.fleet_directory import FleetDirectory
+    from provisioning.revocation import prove_others_pass
+
+    directory = FleetDirectory.open(fleet)
+    directory.audit.append("renew-broker", directory.fleet, hosts=host or [])
+    directory.issue_server_certificate(host or ())
+    access = access_to(directory, broker=None, reload_command=reload_command, admin=None)
+    if access is None:
+        say("a new certificate is in identities/server; no broker runs from this fleet directory to take it")
+        return
+    access.reload(directory.broker_files())
+    prove_others_pass(directory, access)
+    say(f"the broker shows a new certificate for {', '.join(directory.hosts)}, and devices accept it")
+
+
+@app.command()
 def files(
     directory: Annotated[Path, typer.Argument(help="Where to write them.", metavar="DIRECTORY")],
     *,

@@ -222,6 +222,32 @@ def serve(
 
 
 @app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Backup to write.", metavar="FILE")], *, fleet: FleetOption
+) -> None:
+    """Write CAs, identities, registry and audit log into one file, which holds every private key."""
+    from provisioning.backup import back_up
+    from provisioning.fleet_directory import FleetDirectory
+
+    n_bytes = back_up(FleetDirectory.open(fleet), file)
+    say(f"wrote {file} ({n_bytes:,} bytes); it holds the CAs' keys: keep it where nobody else can read it")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file made by sled fleet backup.", metavar="FILE")],
+    *,
+    fleet: FleetOption,
+) -> None:
+    """Make the fleet directory from a backup. An existing one is never overwritten."""
+    from provisioning.backup import restore as restore_backup
+
+    restored = restore_backup(file, fleet)
+    say(f"fleet {restored.fleet} is in {fleet}, as it was when {file} was written")
+    say("devices made or revoked since then are unknown to it: revoke and provision them again")
+
+
+@app.command()
 def audit(*, fleet: FleetOption, json: JsonOption = False) -> None:
     """List what operators did, oldest first."""
     from provisioning.fleet_directory import FleetDirectory
