@@ -28,7 +28,7 @@ class VerifierConfig(BaseModel):
         policy: when a batch starts.
         batch_size: sessions that start a batch under the policy `static`.
         max_hold_s: longest time that a window waits for others while the engine is idle.
-        hold_steps: the same in step times.
+        hold_fixed: the same in fixed parts of a step (its time without its rows).
         max_sessions: below the engine's own limit; None for no other.
         min_idle_s: a session silent for less is never dropped for another's room.
         max_backlog_s: engine time of waiting prompts beyond which new sessions are told to come later.
@@ -49,7 +49,7 @@ class VerifierConfig(BaseModel):
     policy: PolicyName = "deadline"
     batch_size: int = Field(default=8, ge=1, le=4096)
     max_hold_s: float = Field(default=0.25, ge=0.0, le=10.0)
-    hold_steps: float = Field(default=1.0, ge=0.0, le=10.0)
+    hold_fixed: float = Field(default=1.0, ge=0.0, le=10.0)
     max_sessions: int | None = Field(default=None, ge=1)
     min_idle_s: float = Field(default=2.0, ge=0.0)
     max_backlog_s: float = Field(default=10.0, gt=0.0)
@@ -109,7 +109,7 @@ class VerifierConfig(BaseModel):
     def policy_object(self) -> Policy:
         """The policy with its settings."""
         if self.policy == "deadline":
-            return Deadline(self.hold_steps, self.max_hold_s)
+            return Deadline(self.hold_fixed, self.max_hold_s)
         if self.policy == "static":
             return Static(self.batch_size, self.max_hold_s)
         return POLICIES[self.policy]()

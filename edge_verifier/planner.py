@@ -154,6 +154,7 @@ class Planner:
             n_waiting=len(tasks),
             expected_s=self.arrivals.expected_s(now_s),
             step_s=self.cost.predict_s(n_tokens),
+            fixed_s=self.cost.fixed_s,
         )
 
     # ---- rows

@@ -23,6 +23,7 @@ class Outlook:
         n_waiting: sessions that wait.
         expected_s: when other sessions are likely to send their next window, ascending, none in the past.
         step_s: expected time of a step with all that waits.
+        fixed_s: the part of it that does not depend on what waits.
     """
 
     now_s: float
@@ -31,6 +32,7 @@ class Outlook:
     n_waiting: int
     expected_s: tuple[float, ...]
     step_s: float
+    fixed_s: float
 
 
 class Policy(Protocol):
@@ -43,35 +45,34 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Deadline:
-    """Wait for windows that are about to come, while that saves more waiting than it costs.
+    """Wait for windows that are about to come, while that makes each window cheaper.
 
-    A session that comes just after a start waits for the rest of that step. Holding the `n` that wait until
-    time t costs each of them t; it saves each newcomer what would be left of the step. The best t is taken,
-    within a window that follows the step time. With nobody else about to send that is zero.
+    A step costs its fixed part once, however many windows share it. Started now, each of the `n` that wait
+    bears fixed / n; held for a time t, in which m more come, each bears (fixed + t) / (n + m), since the
+    engine stands idle meanwhile. The t with the smallest share is taken, within a deadline window that
+    follows the fixed part of a step. Nobody is held where nobody else is about to send, nor many for a few;
+    groups of sessions that take turns become one.
 
     Attributes:
-        hold_steps: longest hold of an idle engine, in step times, from the time when it could have started.
+        hold_fixed: longest hold of an idle engine, in fixed parts of a step, from the time when it could have
+            started.
         max_hold_s: longest hold in any case.
     """
 
-    hold_steps: float = 1.0
+    hold_fixed: float = 1.0
     max_hold_s: float = 0.25
 
     def start_s(self, outlook: Outlook) -> float:
         """See `Policy.start_s`."""
-        window_s = min(self.max_hold_s, self.hold_steps * outlook.step_s)
+        window_s = min(self.max_hold_s, self.hold_fixed * outlook.fixed_s)
         latest_s = max(outlook.oldest_arrival_s, outlook.idle_since_s) + window_s
-        best_s, best_gain_s, saved_s, n_held = outlook.now_s, 0.0, 0.0, outlook.n_waiting
-        previous_s = outlook.now_s
-        for expected_s in outlook.expected_s:
+        best_s, least_share_s = outlook.now_s, outlook.fixed_s / outlook.n_waiting
+        for n_more, expected_s in enumerate(outlook.expected_s, start=1):
             if expected_s > latest_s:
                 break
-            saved_s -= n_held * (expected_s - previous_s)
-            saved_s += outlook.step_s - (expected_s - outlook.now_s)
-            n_held += 1
-            previous_s = expected_s
-            if saved_s > best_gain_s:
-                best_s, best_gain_s = expected_s, saved_s
+            share_s = (outlook.fixed_s + expected_s - outlook.now_s) / (outlook.n_waiting + n_more)
+            if share_s < least_share_s:
+                best_s, least_share_s = expected_s, share_s
         return best_s
 
 

@@ -64,4 +64,4 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_policies_get_their_settings() -> None:
     assert VerifierConfig(policy="static", batch_size=3).policy_object() == Static(3, 0.25)
-    assert VerifierConfig(hold_steps=2.0, max_hold_s=0.5).policy_object() == Deadline(2.0, 0.5)
+    assert VerifierConfig(hold_fixed=2.0, max_hold_s=0.5).policy_object() == Deadline(2.0, 0.5)

@@ -105,10 +105,17 @@ def test_many_that_wait_are_not_held_for_one() -> None:
     assert len(started(planner, 10.0)) == 8
 
 
-def test_the_hold_follows_the_step_time() -> None:
-    outlook = Outlook(0.0, 0.0, idle_since_s=-1.0, n_waiting=1, expected_s=(0.03,), step_s=0.1)
+def test_the_hold_follows_the_fixed_part_of_a_step() -> None:
+    outlook = Outlook(0.0, 0.0, idle_since_s=-1.0, n_waiting=1, expected_s=(0.03,), step_s=0.1, fixed_s=0.05)
     assert Deadline().start_s(outlook) == 0.03
-    assert Deadline().start_s(replace(outlook, step_s=0.02)) == 0.0
+    assert Deadline().start_s(replace(outlook, fixed_s=0.02)) == 0.0
+
+
+def test_a_hold_that_costs_more_idle_time_than_a_shared_step_saves_is_not_made() -> None:
+    """Sixteen wait, sixteen come in 90 ms: two steps in turns are faster than one after a hold."""
+    outlook = Outlook(0.0, 0.0, 0.0, n_waiting=16, expected_s=(0.09,) * 16, step_s=0.2, fixed_s=0.075)
+    assert Deadline(hold_fixed=2.0).start_s(outlook) == 0.0
+    assert Deadline().start_s(replace(outlook, expected_s=(0.05,) * 16)) == 0.05
 
 
 @given(
@@ -119,14 +126,14 @@ def test_the_hold_follows_the_step_time() -> None:
     st.floats(0.0, 5.0),
 )
 def test_no_window_is_held_beyond_the_deadline_window(
-    expected_s: list[float], n_waiting: int, step_s: float, age_s: float, idle_s: float
+    expected_s: list[float], n_waiting: int, fixed_s: float, age_s: float, idle_s: float
 ) -> None:
     """It counts from when the windows could have started: they are there and the engine is idle."""
-    policy = Deadline(hold_steps=1.0, max_hold_s=0.25)
+    policy = Deadline(hold_fixed=1.0, max_hold_s=0.25)
     expected = tuple(10.0 + each_s for each_s in expected_s)
-    outlook = Outlook(10.0, 10.0 - age_s, 10.0 - idle_s, n_waiting, expected, step_s)
+    outlook = Outlook(10.0, 10.0 - age_s, 10.0 - idle_s, n_waiting, expected, 2 * fixed_s, fixed_s)
     start_s = policy.start_s(outlook)
-    assert start_s == 10.0 or start_s <= 10.0 - min(age_s, idle_s) + min(0.25, step_s)
+    assert start_s == 10.0 or start_s <= 10.0 - min(age_s, idle_s) + min(0.25, fixed_s)
 
 
 def test_two_groups_that_take_turns_become_one() -> None:
@@ -138,12 +145,13 @@ def test_two_groups_that_take_turns_become_one() -> None:
         n_waiting=4,
         expected_s=(1.002, 1.002, 1.003, 1.003),
         step_s=0.02,
+        fixed_s=0.01,
     )
     assert Deadline().start_s(outlook) == 1.003
 
 
 def test_greedy_takes_what_is_there_and_static_waits_for_a_batch() -> None:
-    outlook = Outlook(5.0, 4.9, idle_since_s=4.95, n_waiting=3, expected_s=(5.01,), step_s=1.0)
+    outlook = Outlook(5.0, 4.9, idle_since_s=4.95, n_waiting=3, expected_s=(5.01,), step_s=1.0, fixed_s=0.5)
     assert Greedy().start_s(outlook) == 5.0
     assert Static(batch_size=3).start_s(outlook) == 5.0
     assert Static(batch_size=4, max_hold_s=0.25).start_s(outlook) == pytest.approx(5.15)
