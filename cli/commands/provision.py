@@ -72,6 +72,45 @@ def device(
 
 
 @app.command()
+def batch(
+    file: Annotated[
+        Path, typer.Argument(help="CSV with a header: device, model, and settings by name.", metavar="FILE")
+    ],
+    *,
+    fleet: FleetOption,
+    out: Annotated[Path, typer.Option(help="Directory for the bundles.")] = Path("bundles"),
+    broker: Annotated[
+        str | None, typer.Option(help="HOST[:PORT] by which the devices reach the broker.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Make the bundles of a whole bench of devices.
+
+    Every line is checked before anything is made. Cut off in the middle, the same command makes the rest.
+    """
+    from cli.batch import provision_batch, read_batch
+    from cli.broker_address import BrokerAddress
+    from provisioning.fleet_directory import FleetDirectory
+
+    directory = FleetDirectory.open(fleet)
+    address = BrokerAddress.of(fleet, None)
+    host, _, port = (broker or "").partition(":")
+    made, there = provision_batch(
+        directory,
+        read_batch(file),
+        out,
+        host=host or address.host,
+        port=port_number(port, address.device_port),
+    )
+    if json:
+        output.as_json({"made": [str(bundle) for bundle in made], "there": [str(bundle) for bundle in there]})
+        return
+    say(f"made {len(made)} bundle(s) in {out}; they hold private keys")
+    if there:
+        say(f"{len(there)} had been made before and were left alone")
+
+
+@app.command()
 def claim(
     *,
     fleet: FleetOption,
