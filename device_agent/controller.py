@@ -15,7 +15,10 @@ max(0, (n + 1)·d - r) more seconds; else n·d seconds of drafting begin with th
 seconds, and n is the argmax of E(n) / T(n), the smallest among equals. Drafting ahead pays while the time it
 saves, g·min((n + 1)·d, r), exceeds what a wrong guess costs: the token being drafted when the verdict comes,
 (1 - g)·d/2 on average. A second window is published before the first one's verdict when it would be ready in
-half a round trip and is more likely needed than not.
+half a round trip and is more likely needed than not. Nothing may follow it before the broker has acknowledged
+it, k seconds later: one that is not needed then holds up the one that is. So it must also gain more, the time
+from the first one's acknowledgement to its verdict, g·(r - k), than it risks, (1 - g)·k. Over a satellite,
+where k is nearly r, that is seldom so.
 """
 
 from __future__ import annotations
@@ -78,6 +81,7 @@ class Controller:
         self._rejected = PRIOR_REJECTED
         self._draft_s: float | None = None
         self._round_s: float | None = None
+        self._ack_s = 0.0
         self._price_s = 0.0
         self._n_empty = 0
 
@@ -105,6 +109,10 @@ class Controller:
         """A window's verdict came `round_s` after it was published."""
         self._round_s = _smoothed(self._round_s, round_s)
 
+    def observe_ack(self, ack_s: float) -> None:
+        """The broker acknowledged a window `ack_s` after it was published."""
+        self._ack_s = _smoothed(self._ack_s or None, ack_s)
+
     def observe_price(self, price_ms: float) -> None:
         """The verifier asks `price_ms` for one more position."""
         self._price_s = price_ms / 1000.0
@@ -125,7 +133,7 @@ class Controller:
         return Plan(
             n_draft=n,
             is_ahead=n > 0 and self._options.may_draft_ahead and (fixed is not None or self._saves_ahead(n)),
-            max_in_flight=self._options.max_in_flight if n and (fixed or self._fills_wait(n)) else 1,
+            max_in_flight=self._options.max_in_flight if n and (fixed or self._may_follow(n)) else 1,
             patience_s=max(2.0 * n * self.draft_s, self.round_s, MIN_PATIENCE_S),
         )
 
@@ -147,10 +155,12 @@ class Controller:
         saved_s = guess * min((n + 1) * self.draft_s, self.round_s)
         return saved_s > (1.0 - guess) * self.draft_s / 2.0
 
-    def _fills_wait(self, n: int) -> bool:
-        """Whether a second window would be ready in half a round trip and is likely needed."""
+    def _may_follow(self, n: int) -> bool:
+        """Whether a second window would be ready early, is likely needed, and gains more than it risks."""
+        guess = self.acceptance ** (n + 1)
         is_ready_early = (n + 1) * self.draft_s < self.round_s / 2.0
-        return is_ready_early and self.acceptance ** (n + 1) > LIKELY
+        is_gain = guess * (self.round_s - self._ack_s) > (1.0 - guess) * self._ack_s
+        return is_ready_early and guess > LIKELY and is_gain
 
     def _judge(self, *, is_accepted: bool) -> None:
         # Decaying towards the prior keeps the estimate from freezing at 0 or 1.

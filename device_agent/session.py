@@ -244,6 +244,8 @@ class DeviceSession(SessionTurns):
             self._outbox.resend = sent
         else:
             sent.acked_at_s = now_s
+            if sent.is_timed:
+                self._controller.observe_ack(now_s - sent.published_at_s)
             if reason_code == NO_SUBSCRIBER:
                 self._lose_verifier(f"verifier {self.binding.name} is not there; looking for another")
 

@@ -90,6 +90,17 @@ def test_two_windows_under_way_only_on_a_long_link_with_very_good_drafts() -> No
     assert controller(acceptance=0.99, draft_s=0.02, round_s=0.03).plan().max_in_flight == 1
 
 
+@pytest.mark.parametrize(("ack_s", "n"), [(0.001, 2), (0.3, 2), (0.595, 1)])
+def test_no_second_window_where_its_own_acknowledgement_would_hold_up_the_right_one(
+    ack_s: float, n: int
+) -> None:
+    """Over a satellite the PUBACK takes as long as the verdict: a wrong second window costs a round trip."""
+    made = controller(acceptance=0.95, draft_s=0.002, round_s=0.6, max_draft=4)
+    for _ in range(50):
+        made.observe_ack(ack_s)
+    assert made.plan().max_in_flight == n
+
+
 def test_a_turn_s_end_is_not_counted_as_a_rejection() -> None:
     made = Controller()
     before = made.acceptance
