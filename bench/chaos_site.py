@@ -112,7 +112,7 @@ class ChaosSite:
     ) -> None:
         self._parts.close()
 
-    def install(self, name: str, scenario: Scenario) -> Path:
+    def install(self, name: str, scenario: Scenario, draft: str = "draft-micro") -> Path:
         """Provision a device whose link is like `scenario`; its home. Nothing of it is started."""
         device_port, seed = self.broker.device_port, self._seed + 100 + len(self.links)
         self.links[name] = self._emulator.add("127.0.0.1", device_port, scenario, seed)
@@ -120,7 +120,6 @@ class ChaosSite:
         port = self.links[name].port
         # Tables have room for 512 tokens, of which the sample house would take more.
         settings = {"system_prompt": ""} if self._pair == "table" else {}
-        draft = "draft-micro"
         provision(self._fleet, name, model=draft, out=out, host="localhost", port=port, settings=settings)
         install(out, self._folder / name)
         return self._folder / name

@@ -3,10 +3,10 @@
     python -m bench.links [--profiles wifi lte 5g-urban 5g-rural satellite] [--tokens 150] [--answers 3]
 
 Per profile, one device alone with one verifier, two runs: with the device's own speculation, and with
-windows of 8. Of the first: tokens per second, the longest pause in the shown text beyond the stalls that the
-emulator logged within it, MQTT bytes per committed token each way, and the bytes that the broker retains for
-the session. Of the second: E, the mean of committed tokens per window of 8, and tokens per second as a share
-of E per round trip.
+windows of 8, one at a time. Of the first: tokens per second, the longest pause in the shown text beyond the
+stalls that the emulator logged within it, MQTT bytes per committed token each way, and the bytes that the
+broker retains for the session. Of the second: E, the mean of committed tokens per window of 8, and tokens per
+second as a share of E per round trip.
 Goals: no pause beyond the stalls above 2 s on 5g-urban; a share of at least 0.60 on satellite.
 """
 
@@ -42,10 +42,11 @@ READY_S = 120.0
 PAUSE_GOAL_S = 2.0
 SHARE_GOAL = 0.6
 N_DELAYS = 2000
+TEMPERATURE = 0.7
 PROMPTS = (
-    "tell me about the garden",
-    "what can you do in this house?",
-    "is everything closed for the night?",
+    "Once upon a time there was a fox who lived at the edge of the wood.",
+    "lower the kitchen blinds",
+    "turn on the light in the bedroom and close the garage door",
 )
 
 
@@ -114,7 +115,7 @@ def talk(agent: DeviceAgent, link: EmulatedLink, n_answers: int, n_tokens: int) 
     found: list[TurnStats] = []
     pauses_s: list[float] = []
     for number in range(n_answers):
-        options = ChatOptions(temperature=1.0, seed=number + 1, max_tokens=n_tokens)
+        options = ChatOptions(temperature=TEMPERATURE, seed=number + 1, max_tokens=n_tokens)
         with agent.chat(options) as chat:
             shown_s = []
             for event in chat.send(PROMPTS[number % len(PROMPTS)]):
@@ -132,8 +133,11 @@ def measure(profile: str, n_answers: int, n_tokens: int, folder: Path) -> Row:
     """Both runs on one profile."""
     with ChaosSite(folder, (), "bundled", 1, verifiers=("v1",)) as site, ExitStack() as parts:
         runs = []
-        for name, controller in (("own", None), ("eights", ControllerOptions(n_draft=WINDOW_OF))):
-            home = site.install(f"dev-{name}", Scenario.named(profile))
+        for name, controller in (
+            ("own", None),
+            ("eights", ControllerOptions(n_draft=WINDOW_OF, max_in_flight=1)),
+        ):
+            home = site.install(f"dev-{name}", Scenario.named(profile), "draft")
             agent = parts.enter_context(agent_of(home, controller=controller))
             agent.wait_ready(READY_S)
             runs.append(talk(agent, site.links[f"dev-{name}"], n_answers, n_tokens))
