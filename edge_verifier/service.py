@@ -57,6 +57,9 @@ _TURN_SILENCE_S = 2.0
 _DRAIN_LOOK_S = 0.1
 """While draining, how often is looked whether all turns are over."""
 _FIRST_FAILURE_CODE = 0x80
+_FIRST_DELAY_S = 0.1
+_LONGEST_DELAY_S = 1.0
+"""Between attempts to reach the broker: verifiers are few, and every device waits for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,8 @@ class VerifierService:
             is_clean_start=True,
             will=will,
             max_queue=_MAX_QUEUE,
+            first_delay_s=_FIRST_DELAY_S,
+            longest_delay_s=_LONGEST_DELAY_S,
         )
         link = Link(endpoint, options, self._on_link_event, self._clock)
         windows = Subscription(topics.WINDOW.filter(fleet, v=name), 1, retain_handling=2)

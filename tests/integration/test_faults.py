@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -269,6 +270,18 @@ def test_p3_a_verifier_that_is_back_after_40_s_harms_nothing(emulated: EmulatedF
                 assert list(stats.token_ids) == alone(stats, ANSWER)
                 if len(chat.tokens) > 300:
                     chat.reset()
+
+
+def test_a_verifier_is_back_soon_after_its_broker(own_fleet: LiveFleet) -> None:
+    """Devices spread their return over many seconds; what they all wait for does not."""
+    with serving(own_fleet, table_engine()) as service:
+        own_fleet.broker.kill()
+        wait_for(lambda: not service._link.is_connected)
+        threading.Event().wait(4.0)
+        own_fleet.broker.restart()
+        started_s = time.monotonic()
+        wait_for(lambda: service._link.is_connected)
+        assert time.monotonic() - started_s < 2.0
 
 
 # ---- links
