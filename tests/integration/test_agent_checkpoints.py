@@ -13,8 +13,10 @@ from device_agent.chat_events import Finished
 from device_agent.checkpoint_reader import CheckpointReader
 from device_agent.kept import Kept
 from protocol.errors import SessionError
+from protocol.link import Received, Subscription
+from protocol.topics import STATE
 from tests.integration.live_chat import alone, last, serving, wait_for
-from tests.live_fleet import WAIT_S, LiveFleet
+from tests.live_fleet import WAIT_S, LiveFleet, Recorder
 from tests.table_device import TableDrafter, table_agent, table_engine
 from tests.tcp_proxy import TcpProxy
 
@@ -131,6 +133,27 @@ def test_with_checkpoints_switched_off_the_broker_gets_none(live_fleet: LiveFlee
             agent.wait_ready(WAIT_S)
             last(agent.chat(LONG).send("private"))
         assert at_broker(live_fleet, "dev-b") == []
+
+
+def test_p22_a_copy_of_a_verifier_that_never_returns_expires_by_itself(
+    live_fleet: LiveFleet, tmp_path: Path
+) -> None:
+    """Sixty seconds here: what the broker keeps says how long it stays, and its age is told by that."""
+    engine = table_engine()
+    with serving(live_fleet, engine):
+        agent = table_agent(live_fleet, "dev-e", tmp_path, TableDrafter(engine), checkpoint_retention_s=60)
+        with agent:
+            agent.wait_ready(WAIT_S)
+            last(agent.chat(LONG).send("hello"))
+    recorder = Recorder()
+    with live_fleet.link("dev-e", recorder) as link:
+        link.subscribe([Subscription(STATE.filter("f", d="dev-e"), qos=0)])
+        state = recorder.next(Received, lambda event: STATE.parse(event.topic) is not None)
+    assert state.expires_in_s is not None
+    assert 0 < state.expires_in_s <= 60
+    kept = Kept.of(state)
+    assert kept is not None
+    assert kept.age_s == 60 - state.expires_in_s
 
 
 def test_after_a_failover_the_copy_at_the_other_verifier_is_cleared(

@@ -127,7 +127,7 @@ def test_a_second_window_is_under_way_before_the_first_verdict() -> None:
     assert world.answer() == world.expected()
 
 
-def test_the_opening_carries_no_drafts_and_drafting_starts_with_it() -> None:
+def test_p24_the_opening_carries_no_drafts_and_drafting_starts_with_it() -> None:
     """P24: device and verifier prefill at the same time."""
     world = World()
     actions = world.session.start_turn(PROMPT, 10, 0.0)

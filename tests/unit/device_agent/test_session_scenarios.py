@@ -13,7 +13,16 @@ from device_agent.turns import SessionOptions
 from protocol.codec import encode
 from protocol.errors import SessionError
 from protocol.messages import MAX_CONTEXT_TOKENS, Refusal, RefusalReason, SamplerSettings, Verdict
-from tests.session_simulation import CONTEXT, TARGET, Network, Verifier, World, perfect, random_drafter
+from tests.session_simulation import (
+    CONTEXT,
+    TARGET,
+    Network,
+    Verifier,
+    World,
+    perfect,
+    random_drafter,
+    reference,
+)
 
 PROMPT = (5, 9, 3, 7)
 SAMPLED = SamplerSettings(temperature=0.9, seed=3)
@@ -159,6 +168,29 @@ def test_p3_a_session_comes_back_to_a_verifier_that_it_has_left() -> None:
     assert world.session.binding.name == "v1"
     assert len(world.verifiers["v1"].table) == 1
     assert len(world.verifiers["v2"].table) == 0
+
+
+def test_p4_a_verifier_killed_between_receiving_and_publishing_changes_nothing() -> None:
+    """It had the window, perhaps wrote its checkpoint, and never answered: another one gets the same text."""
+    world = asked(World(n_verifiers=2, max_in_flight=1))
+    first = world.verifiers["v1"]
+    n_received = len(first.windows)
+    world.run(lambda: len(first.windows) > n_received)
+    first.kill()
+    finish(world)
+    assert world.session.binding.name == "v2"
+
+
+def test_p12_equality_is_of_token_ids_as_appended() -> None:
+    """The second turn's answer follows from the very ids of the first, control tokens included."""
+    world = World(drafting=perfect, settings=SAMPLED)
+    world.ask(PROMPT, max_tokens=12)
+    world.run()
+    first = [*PROMPT, *reference(PROMPT, SAMPLED, len(PROMPT) + 12)[0]]
+    world.ask((8, 2), max_tokens=12)
+    world.run()
+    second = [*first, 8, 2]
+    assert list(world.session.tokens) == [*second, *reference(second, SAMPLED, len(second) + 12)[0]]
 
 
 def test_p5_a_verifier_with_another_target_is_never_used() -> None:
