@@ -16,7 +16,7 @@ from torch import Tensor
 from edge_verifier.engine import EngineInfo, Row, StepResult
 from edge_verifier.engines import hf_linear
 from edge_verifier.engines.hf_attention import RaggedStep, Span
-from edge_verifier.engines.hf_cache import BLOCK, SessionCache
+from edge_verifier.engines.hf_cache import BLOCK, KvMemory, SessionCache
 from edge_verifier.engines.hf_loading import LoadedModel, load_model
 from edge_verifier.engines.hf_probe import probe
 from edge_verifier.engines.ledger import Ledger, Limits
@@ -75,6 +75,7 @@ class TransformersEngine:
             block=BLOCK,
         )
         self._ledger = Ledger(limits)
+        self._memory = KvMemory((limits.max_positions or 0) // BLOCK)
         self._caches: dict[int, SessionCache] = {}
         self._is_shut_down = False
         self._info = _info(loaded, limits, is_exact=is_exact and not _has_experts(loaded))
@@ -92,7 +93,7 @@ class TransformersEngine:
     def open(self) -> int:
         """See `Engine.open`."""
         session = self._ledger.open()
-        self._caches[session] = SessionCache()
+        self._caches[session] = SessionCache(self._memory)
         return session
 
     def truncate(self, session: int, length: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edge_verifier.engines.hf_cache import SessionCache
+from edge_verifier.engines.hf_cache import SessionCache, Views
 from protocol.errors import ModelError
 
 NAME = "sled_ragged"
@@ -61,6 +61,9 @@ class Tiles:
 class RaggedStep:
     """How one flattened input is split: built once per step, used by every layer.
 
+    What a step costs beyond its arithmetic is calls: per layer and session there is one call of attention and
+    nothing else, all views having been made for all layers at once.
+
     Args:
         spans: of the sessions, in order, from row 0 on, without gaps.
         n_rows: rows of the flattened input; those after the last span are padding.
@@ -73,7 +76,7 @@ class RaggedStep:
         self.windows_seen: set[int | None] = set()
         self._spans = spans
         self._device = device
-        self._masks: dict[tuple[int | None, int, torch.dtype], list[Tensor]] = {}
+        self._masks: dict[tuple[int | None, int, torch.dtype], list[Tensor | None]] = {}
         self._tiles: list[Tiles] = []
         self._slot_of_row: Tensor | None = None
         self._row_of_slot: Tensor | None = None
@@ -81,6 +84,12 @@ class RaggedStep:
             self._lay_tiles(n_rows)
         else:
             self._tiles = [Tiles(s.cache, s.row, s.start, 1, s.n, s.start + s.n) for s in spans]
+        for span in spans:
+            span.cache.reserve(span.start + span.n)
+        n_padding = n_rows - sum(span.n for span in spans)
+        self._row_counts = [span.n for span in spans] + [n_padding] * (n_padding > 0)
+        self._written = _by_layer([span.cache.views(span.start, span.start + span.n) for span in spans])
+        self._seen = _by_layer([tiles.cache.views(0, tiles.n_keys) for tiles in self._tiles])
 
     def attend(
         self,
@@ -105,19 +114,40 @@ class RaggedStep:
             [rows, heads, head_size of values].
         """
         self.windows_seen.add(window)
-        for span in self._spans:
-            end = span.row + span.n
-            span.cache.write(layer, span.start, key[:, span.row : end], value[:, span.row : end])
-        slots = query.transpose(0, 1)
+        self._write(layer, key, value)
+        kv_heads, grouped = key.shape[0], query.shape[0] // key.shape[0]
         if self._row_of_slot is not None:
-            slots = slots.index_select(0, self._row_of_slot)
-        out = query.new_empty(slots.shape[0], query.shape[0], value.shape[2])
-        masks = self._masks_for(window, query.shape[0] // key.shape[0], query.dtype)
-        for tiles, mask in zip(self._tiles, masks, strict=True):
-            keys, values = tiles.cache.read(layer, tiles.n_keys)
-            chosen = slice(tiles.slot, tiles.slot + tiles.n * tiles.size)
-            out[chosen] = _attend_tiles(slots[chosen], keys, values, mask, scaling=scaling, softcap=softcap)
+            query = query.index_select(1, self._row_of_slot)
+        n_slots = query.shape[1]
+        packed = query.reshape(kv_heads, grouped, n_slots, -1).transpose(1, 2)
+        packed = packed.reshape(1, kv_heads, n_slots * grouped, -1)
+        queries = torch.split(packed, [tiles.n * tiles.size * grouped for tiles in self._tiles], dim=2)
+        masks = self._masks_for(window, grouped, query.dtype)
+        attended = [
+            _attend(tiles, queries[i], *self._read(layer, i), masks[i], scaling=scaling, softcap=softcap)
+            for i, tiles in enumerate(self._tiles)
+        ]
+        joined = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
+        out = joined.view(kv_heads, n_slots, grouped, -1).transpose(0, 1)
+        out = out.reshape(n_slots, kv_heads * grouped, -1)
         return out if self._slot_of_row is None else out.index_select(0, self._slot_of_row)
+
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        if self._written is None or layer >= len(self._written):
+            for span in self._spans:
+                end = span.row + span.n
+                span.cache.write(layer, span.start, key[:, span.row : end], value[:, span.row : end])
+            return
+        keys, values = self._written[layer]
+        n = len(self._spans)
+        torch._foreach_copy_(keys, torch.split(key[None], self._row_counts, dim=2)[:n])
+        torch._foreach_copy_(values, torch.split(value[None], self._row_counts, dim=2)[:n])
+
+    def _read(self, layer: int, index: int) -> tuple[Tensor, Tensor]:
+        if self._seen is None or layer >= len(self._seen):
+            return self._tiles[index].cache.read(layer, self._tiles[index].n_keys)
+        keys, values = self._seen[layer]
+        return keys[index], values[index]
 
     def _lay_tiles(self, n_rows: int) -> None:
         """Give every row a slot at its absolute position within a tile; pad rows share slot 0."""
@@ -135,11 +165,11 @@ class RaggedStep:
         self._row_of_slot = torch.tensor(row_of_slot, device=self._device)
         self._slot_of_row = torch.tensor(slot_of_row, device=self._device)
 
-    def _masks_for(self, window: int | None, n_grouped: int, dtype: torch.dtype) -> list[Tensor]:
-        masks = self._masks.get((window, n_grouped, dtype))
+    def _masks_for(self, window: int | None, grouped: int, dtype: torch.dtype) -> list[Tensor | None]:
+        masks = self._masks.get((window, grouped, dtype))
         if masks is None:
-            masks = [_mask(tiles, window, n_grouped, self._device).to(dtype) for tiles in self._tiles]
-            self._masks[window, n_grouped, dtype] = masks
+            masks = [_mask(tiles, window, grouped, dtype, self._device) for tiles in self._tiles]
+            self._masks[window, grouped, dtype] = masks
         return masks
 
 
@@ -188,38 +218,58 @@ def _runs(cache: SessionCache, slot: int, first: int, end: int) -> list[Tiles]:
     return runs
 
 
-def _mask(tiles: Tiles, window: int | None, n_grouped: int, device: torch.device | None) -> Tensor:
-    """What each packed query may not see, as -inf: [n, 1, n_grouped * size, n_keys]."""
+def _by_layer(
+    parts: Sequence[tuple[Views, Views] | None],
+) -> list[tuple[list[Tensor], list[Tensor]]] | None:
+    """Views of each part's layers as each layer's views of all parts; None if any part has none."""
+    there = [part for part in parts if part is not None]
+    if len(there) < len(parts):
+        return None
+    keys = zip(*(part[0] for part in there), strict=True)
+    values = zip(*(part[1] for part in there), strict=True)
+    return [(list(k), list(v)) for k, v in zip(keys, values, strict=True)]
+
+
+def _mask(
+    tiles: Tiles, window: int | None, grouped: int, dtype: torch.dtype, device: torch.device | None
+) -> Tensor | None:
+    """What each packed query may not see, as -inf: [n, 1, size * grouped, n_keys]; None if it may see all."""
+    is_whole = tiles.n * tiles.size == 1 and tiles.start + 1 == tiles.n_keys
+    if is_whole and (window is None or window >= tiles.n_keys):
+        return None
     positions = torch.arange(tiles.start, tiles.start + tiles.n * tiles.size, device=device)[:, None]
     keys = torch.arange(tiles.n_keys, device=device)[None]
     is_hidden = keys > positions
     if window is not None:
         is_hidden |= keys <= positions - window
-    mask = torch.zeros(is_hidden.shape, device=device).masked_fill_(is_hidden, float("-inf"))
-    mask = mask.view(tiles.n, 1, 1, tiles.size, tiles.n_keys).expand(-1, -1, n_grouped, -1, -1)
-    return mask.reshape(tiles.n, 1, n_grouped * tiles.size, tiles.n_keys)
+    mask = torch.zeros(is_hidden.shape, dtype=dtype, device=device).masked_fill_(is_hidden, float("-inf"))
+    mask = mask.repeat_interleave(grouped, dim=0)
+    return mask.view(tiles.n, 1, tiles.size * grouped, tiles.n_keys)
 
 
-def _attend_tiles(
-    slots: Tensor, keys: Tensor, values: Tensor, mask: Tensor, *, scaling: float | None, softcap: float | None
+def _attend(
+    tiles: Tiles,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None,
+    softcap: float | None,
 ) -> Tensor:
-    """Attention of slots [n * size, heads, head_size] over keys [kv_heads, n_keys, head_size].
+    """Attention of [1, kv_heads, n * size * grouped, head_size] over keys [1, kv_heads, n_keys, head_size].
 
     Returns:
-        [n * size, heads, head_size of values].
+        The same shape as `query`, with the head size of values.
     """
-    n, kv_heads = mask.shape[0], keys.shape[0]
-    heads, head_size = slots.shape[1:]
-    size, grouped = slots.shape[0] // n, heads // kv_heads
-    query = slots.reshape(n, size, kv_heads, grouped, head_size).permute(0, 2, 3, 1, 4)
-    query = query.reshape(n, kv_heads, grouped * size, head_size)
-    keys = keys.expand(n, -1, -1, -1)
-    values = values.expand(n, -1, -1, -1)
+    if tiles.n > 1:
+        query = query[0].view(query.shape[1], tiles.n, -1, query.shape[3]).transpose(0, 1)
+        keys, values = keys.expand(tiles.n, -1, -1, -1), values.expand(tiles.n, -1, -1, -1)
     if softcap is None:
-        packed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+        out = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
     else:
-        scores = query @ keys.transpose(2, 3) * (scaling or head_size**-0.5)
-        scores = torch.tanh(scores / softcap) * softcap + mask
-        packed = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype) @ values
-    packed = packed.view(n, kv_heads, grouped, size, -1).permute(0, 3, 1, 2, 4)
-    return packed.reshape(n * size, heads, -1)
+        scores = query @ keys.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+        scores = torch.tanh(scores / softcap) * softcap
+        scores = scores if mask is None else scores + mask
+        out = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype) @ values
+    return out if tiles.n == 1 else out.transpose(0, 1).flatten(1, 2)[None]
