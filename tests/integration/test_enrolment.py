@@ -92,7 +92,7 @@ def test_a_newcomer_becomes_a_device_that_can_connect(enrolling: Enrolling) -> N
 
 
 def test_the_key_of_the_device_is_nowhere_else(enrolling: Enrolling) -> None:
-    """Neither in the fleet directory nor in what went over the broker."""
+    """No file of the fleet's has it, and another claim that listens to everything hears nothing."""
     everything = Recorder()
     with (
         enrolling.live.link("claim.spy", everything) as spy,
@@ -246,7 +246,7 @@ def test_a_claim_can_do_nothing_else(enrolling: Enrolling) -> None:
 
 def test_requests_of_devices_and_garbage_are_not_served(enrolling: Enrolling) -> None:
     """A device may write the request topic named like itself: the name must be a claim's."""
-    token, recorder, answers = enrolling.claim(), Recorder(), Recorder()
+    token, answers = enrolling.claim(), Recorder()
     with (
         enrolling.service(),
         enrolling.live.link("dev-a", Recorder()) as device,
@@ -270,7 +270,6 @@ def test_requests_of_devices_and_garbage_are_not_served(enrolling: Enrolling) ->
             link.stop()
         enrolling.enrol(token, "pi")
     assert len(enrolling.ids()) == 1
-    assert not recorder.waiting()
 
 
 def test_twenty_newcomers_at_once_and_a_service_killed_in_the_middle(enrolling: Enrolling) -> None:

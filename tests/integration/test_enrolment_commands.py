@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from broker_config.private_broker import PrivateBroker
+from cli.broker_access import access_to
 from cli.broker_address import BrokerAddress
+from cli.operator_service import OperatorService
 from protocol.codec import encode
+from protocol.link import Received, Subscription
 from protocol.messages import CommandRequest
 from protocol.topics import COMMAND_REQUEST
 from provisioning.fleet_directory import FleetDirectory
-from tests.e2e.sled import Running, sled, wait_until
-from tests.live_fleet import LiveFleet, Recorder
+from provisioning.revocation import BrokerAccess
+from tests.e2e.sled import Running, sled
+from tests.live_fleet import WAIT_S, LiveFleet, Recorder
 from tests.tiny_draft import write_vocabulary
 
 
@@ -83,22 +88,50 @@ def test_two_claims_become_two_devices(operator: Operator) -> None:
     assert (shown["device"], shown["max_draft"]) == ("pi-0", 3)
 
 
-def test_the_service_locks_withdrawn_claims_out_and_clears_what_nobody_waits_for(operator: Operator) -> None:
-    claim = json.loads(operator.sled("provision", "claim", "--json"))["claim"]
-    topic = COMMAND_REQUEST.topic("f", d="gone", id="c1")
-    recorder = Recorder()
+def test_a_withdrawn_claim_is_revoked_at_once(operator: Operator) -> None:
+    made = json.loads(operator.sled("provision", "claim", "--json"))
+    operator.sled("provision", "withdraw", made["claim"])
+    enroll = ("device", "enroll", "--claim", "-", "--model", str(operator.model), "--timeout", "5")
+    done = sled(operator.path, *enroll, "--home", str(operator.path / "late"), stdin=made["token"])
+    assert done.exit_code == 3
+    assert "certificate revoked" in done.stderr
+
+
+def test_the_service_clears_what_nobody_waits_for(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request left behind for a device that is gone; one for a device that is there stays."""
+    monkeypatch.setattr("fleet.orphan_watch.GRACE_S", 0.0)
+    directory = operator.directory
+    directory.registry.add_device("here", "tiny", directory.authority("device").issue("here").certificate)
+    gone, kept = (COMMAND_REQUEST.topic("f", d=device, id="c1") for device in ("gone", "here"))
+    recorder, stop = Recorder(), threading.Event()
+    service = OperatorService(
+        directory, BrokerAddress.of(directory.path, None), _access(operator), interval_s=0.05
+    )
     with operator.live.link("fleet.ops", recorder) as link:
-        link.publish(topic, encode(CommandRequest(id="c1", name="ping")), is_retained=True)
-    command = ("fleet", "serve", "--interval", "1", "--fleet", str(operator.directory.path))
-    serve = Running(operator.path / "serve", *command)
-    try:
-        operator.sled("provision", "withdraw", claim)
-        wait_until(lambda: bool(operator.directory.registry.revocations("claim")))
-        actions = [record.action for record in operator.directory.audit.records()]
-        assert "withdraw" in actions
-    finally:
-        assert serve.end(signal.SIGTERM) == 0
-    assert "housekeeping:" not in serve.stderr
+        link.subscribe([Subscription(COMMAND_REQUEST.filter("f"))])
+        link.wait_subscribed(WAIT_S)
+        for topic in (gone, kept):
+            link.publish(topic, encode(CommandRequest(id="c1", name="ping")), is_retained=True)
+        thread = threading.Thread(target=service.run_until, args=(stop,))
+        thread.start()
+        try:
+            cleared = recorder.next(Received, lambda event: not event.payload)
+        finally:
+            stop.set()
+            thread.join(30)
+    assert cleared.topic == gone
+    assert ("clear", gone) in [(each.action, each.subject) for each in directory.audit.records()]
+    assert kept not in [
+        each.topic for each in recorder.waiting() if isinstance(each, Received) and not each.payload
+    ]
+
+
+def _access(operator: Operator) -> BrokerAccess:
+    access = access_to(operator.directory, broker=None, reload_command=None, admin=None)
+    assert access is not None
+    return access
 
 
 @pytest.mark.parametrize(
