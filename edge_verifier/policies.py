@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 PolicyName = Literal["deadline", "greedy", "static"]
 
 _SAVING = 0.6
-"""What a fixed part saved counts, beside idle time; chosen with `bench.policies`: at 1 some mixed loads lose."""
+"""What a saved fixed part counts beside idle time; from `bench.policies`: at 1 some mixed loads lose."""
 
 
 @dataclass(frozen=True, slots=True)
