@@ -48,6 +48,10 @@ format: $(STAMP) ## rewrite the code in the project's style
 bench: setup ## the benchmark of a round's parts; docs/benchmarks.md lists the others
 	@$(BIN)/python -m bench.round_breakdown
 
+docs: $(STAMP) ## write docs/cli.md and mosquitto.conf anew
+	@$(BIN)/python -m cli.reference > docs/cli.md
+	@$(BIN)/python -c 'from broker_config.production import render_production; print(render_production(), end="")' > mosquitto.conf
+
 clean: ## remove .venv and everything that was built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
