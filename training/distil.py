@@ -15,7 +15,7 @@ from training.corpus import loaded
 from training.schedule import Budget
 from training.trainer import Loss, Plan, Trainer, device, entries, restored_model
 
-OWN_EVERY = 4
+OWN_EVERY = 6
 
 
 def distillation(target: nn.Module) -> Loss:
@@ -42,7 +42,7 @@ def distillation(target: nn.Module) -> Loss:
 
 
 class MixedPacker(Packer):
-    """Batches of the corpora, every fourth one of the target's own samples."""
+    """Batches of the corpora, every sixth one of the target's own samples."""
 
     def __init__(self, corpus: Packer, own: Packer) -> None:
         self._corpus = corpus

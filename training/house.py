@@ -72,7 +72,7 @@ def main(
     tokenizer = AutoTokenizer.from_pretrained(pair / "target")
     model = AutoModelForCausalLM.from_pretrained(pair / "target", dtype=torch.float32)
     prompts = [tokenizer(request.prompt)["input_ids"] for request in asked]
-    answers = [tokenizer.decode(ids) for ids in continued(model, prompts, NEW_TOKENS)]
+    answers = [tokenizer.decode(ids).removesuffix(END) for ids in continued(model, prompts, NEW_TOKENS)]
     judged = [(r, a, r.is_right(a)) for r, a in zip(asked, answers, strict=True)]
     for label, acting in (("action asked for", True), ("no action", False)):
         right = [ok for r, _, ok in judged if bool(calls(r.expected)) == acting]

@@ -3,7 +3,7 @@
 Command: `python -m training.samples --work FOLDER`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,35 +42,43 @@ def prompts(documents: Encoded, kind: str, count: int, seed: int) -> list[list[i
     return found
 
 
-def sampled(model: LlamaForCausalLM, begun: Sequence[Sequence[int]], seed: int) -> Iterator[list[int]]:
-    """Each prompt with its continuation, a third of them at each temperature."""
+def sampled(model: LlamaForCausalLM, begun: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+    """Each prompt with its continuation, every third one at the same temperature."""
     torch.manual_seed(seed)
+    rows: list[list[int]] = [[] for _ in begun]
     for turn, temperature in enumerate(TEMPERATURES):
         mine = begun[turn :: len(TEMPERATURES)]
-        for prompt, answer in zip(mine, continued(model, mine, NEW_TOKENS, temperature), strict=True):
-            yield [*prompt, *answer]
+        answers = continued(model, mine, NEW_TOKENS, temperature, rows=72)
+        rows[turn :: len(TEMPERATURES)] = [[*p, *a] for p, a in zip(mine, answers, strict=True)]
+    return rows
 
 
 def main(
     *,
     work: Annotated[Path, typer.Option(help="Work folder with corpora and target.")],
-    count: Annotated[int, typer.Option(help="Samples of a domain with a share of 0.1.")] = 300,
+    count: Annotated[int, typer.Option(help="Samples of a domain with a share of 0.1.")] = 60,
     seed: Annotated[int, typer.Option(help="Seed of prompts and samples.")] = 3,
 ) -> None:
     """Let the target continue beginnings of training documents."""
     model = restored_model(work / "target.pt").to(device())
     domains = loaded(work, "train")
-    arrays: dict[str, Any] = {}
-    for domain in DOMAINS:
-        if domain.name not in domains:
-            continue
+    begun: list[tuple[str, list[int]]] = []
+    for domain in (domain for domain in DOMAINS if domain.name in domains):
         wanted = max(12, round(count * domain.share / 0.1))
-        begun = prompts(domains[domain.name], domain.kind, wanted, seed)
-        rows = list(sampled(model, begun, seed))
-        arrays[f"{domain.name}.ids"] = np.array([i for row in rows for i in row], dtype=np.uint16)
-        arrays[f"{domain.name}.offsets"] = np.cumsum([0] + [len(row) for row in rows])
-        typer.echo(f"{domain.name}: {len(rows)} samples")
-    np.savez(work / "own.npz", **arrays)
+        found = prompts(domains[domain.name], domain.kind, wanted, seed)
+        begun += [(domain.name, prompt) for prompt in found]
+    rows = sampled(model, [prompt for _, prompt in begun], seed)
+    np.savez(work / "own.npz", **_arrays([name for name, _ in begun], rows))
+    typer.echo(f"{len(rows)} samples, {sum(map(len, rows))} tokens with their prompts")
+
+
+def _arrays(names: Sequence[str], rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    for name in dict.fromkeys(names):
+        mine = [row for owner, row in zip(names, rows, strict=True) if owner == name]
+        arrays[f"{name}.ids"] = np.array([token for row in mine for token in row], dtype=np.uint16)
+        arrays[f"{name}.offsets"] = np.cumsum([0] + [len(row) for row in mine])
+    return arrays
 
 
 if __name__ == "__main__":
