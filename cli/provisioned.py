@@ -11,6 +11,9 @@ from cli.targets import DraftModel, resolve_draft
 if TYPE_CHECKING:
     from provisioning.fleet_directory import FleetDirectory
 
+HOUSE_TEMPERATURE = 0.3
+"""The bundled target is small: far from its most likely tokens it loses the thread."""
+
 
 def provision(
     fleet: FleetDirectory,
@@ -52,4 +55,6 @@ def house_settings(draft: DraftModel) -> dict[str, Any]:
     from provisioning.catalogue import bundled_pair
 
     pair = bundled_pair()
-    return {"system_prompt": pair.system_prompt} if draft.file in pair.drafts.values() else {}
+    if draft.file not in pair.drafts.values():
+        return {}
+    return {"system_prompt": pair.system_prompt, "temperature": HOUSE_TEMPERATURE}
