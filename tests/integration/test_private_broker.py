@@ -165,8 +165,10 @@ def test_it_ends_with_its_parent_whatever_way_that_ends(
     shared_fleet_directory: FleetDirectory, tmp_path: Path, how: str
 ) -> None:
     code = textwrap.dedent("""
-        import os, sys, time
+        import os, signal, sys, time
         from pathlib import Path
+        # A test run in the background of a shell inherits an ignored SIGINT.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from broker_config.private_broker import PrivateBroker
         from provisioning.fleet_directory import FleetDirectory
         broker = PrivateBroker(FleetDirectory.open(Path(sys.argv[1])).broker_files(), Path(sys.argv[2]))
