@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cli.options import host_and_port
 from protocol.errors import ConfigError
 from protocol.link_types import Endpoint, TlsFiles
 
@@ -32,15 +33,13 @@ class BrokerAddress:
         """The address to use: `broker` as `HOST[:BACKEND_PORT]` when given, else the fleet's own.
 
         Raises:
-            ConfigError: `broker` has a port that is not a number.
+            ConfigError: `broker` has a port that is none.
         """
         own = cls._stored(fleet_directory)
         if broker is None:
             return own
-        host, _, port = broker.partition(":")
-        if port and not port.isdecimal():
-            raise ConfigError(f"broker {broker!r} has a port that is not a number", hint="use HOST:PORT")
-        return cls(host, own.device_port, int(port) if port else own.backend_port, own.claim_port)
+        host, backend_port = host_and_port(broker, own.host, own.backend_port)
+        return cls(host, own.device_port, backend_port, own.claim_port)
 
     def store(self, fleet_directory: Path) -> None:
         """Remember this address with the fleet."""

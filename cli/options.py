@@ -51,17 +51,18 @@ HomeOption = Annotated[
 ]
 
 
-def port_number(text: str, default: int) -> int:
-    """The port in the part of HOST:PORT behind the colon; `default` when that is empty.
+def host_and_port(address: str | None, default_host: str, default_port: int) -> tuple[str, int]:
+    """The parts of HOST[:PORT]; what is missing has its default.
 
     Raises:
-        ConfigError: it is no port.
+        ConfigError: the port is none.
     """
-    if not text:
-        return default
-    if not text.isdecimal() or not 0 < int(text) < 65_536:  # noqa: PLR2004 - TCP
-        raise ConfigError(f"{text!r} is not a port", hint="use HOST:PORT")
-    return int(text)
+    host, _, port = (address or "").partition(":")
+    if not port:
+        return host or default_host, default_port
+    if not port.isdecimal() or not 0 < int(port) < 65_536:  # noqa: PLR2004 - TCP
+        raise ConfigError(f"{port!r} is not a port", hint="use HOST:PORT")
+    return host or default_host, int(port)
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

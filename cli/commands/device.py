@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +11,7 @@ import typer
 from cli import output
 from cli.diagnostics import say
 from cli.options import HomeOption, JsonOption
+from cli.stop_event import stop_on_signals
 from protocol.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -69,7 +68,7 @@ def enroll(
 
     Cut off in the middle, the same command goes on where it was.
     """
-    from cli.options import port_number
+    from cli.options import host_and_port
     from cli.provisioned import house_settings
     from cli.targets import resolve_draft
     from provisioning.bundle import ModelFiles
@@ -77,12 +76,12 @@ def enroll(
     from provisioning.enrolment import Newcomer, enrol
 
     token = ClaimToken.decode(_token_text(claim))
-    host, _, port = (broker or "").partition(":")
+    host, port = host_and_port(broker, token.host, token.port)
     draft = resolve_draft(model)
     newcomer = Newcomer(
         token,
-        host or token.host,
-        port_number(port, token.port),
+        host,
+        port,
         ModelFiles.of(draft.file, draft.name),
         name or "",
         house_settings(draft),
@@ -110,9 +109,7 @@ def run(*, home: HomeOption) -> None:
     """Keep the device in the fleet (presence, configuration, commands) until Ctrl-C."""
     from cli.agents import agent_of
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     with agent_of(home) as agent:
         say(f"device {agent.config.identity.device} runs; Ctrl-C stops it")
         stop.wait()

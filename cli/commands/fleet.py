@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +11,7 @@ import typer
 from cli import output
 from cli.diagnostics import ExitCode, say
 from cli.options import FleetOption, JsonOption, TimeoutOption, default_fleet
+from cli.stop_event import stop_on_signals
 from protocol.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -213,9 +212,7 @@ def serve(
 
     directory = FleetDirectory.open(fleet)
     access = access_to(directory, broker=None, reload_command=reload_command, admin=None)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     service = OperatorService(directory, BrokerAddress.of(fleet, broker), access, interval_s=interval)
     say("answering newcomers with claims; Ctrl-C stops it")
     service.run_until(stop)

@@ -10,7 +10,7 @@ import typer
 
 from cli import output
 from cli.diagnostics import say
-from cli.options import FleetOption, JsonOption, port_number
+from cli.options import FleetOption, JsonOption, host_and_port
 from protocol.errors import ConfigError
 
 app = typer.Typer(help="Identities and draft models for devices.", no_args_is_help=True)
@@ -46,23 +46,21 @@ def device(
 
     directory = FleetDirectory.open(fleet)
     address = BrokerAddress.of(fleet, None)
-    host, _, port = (broker or f"{address.host}:{address.device_port}").partition(":")
+    host, port = host_and_port(broker, address.host, address.device_port)
     bundle = provision(
         directory,
         device,
         model=model,
         out=out or Path(f"{device}.sled"),
         host=host,
-        port=int(port or address.device_port),
+        port=port,
         settings=parse_assignments(setting or ()),
         replace=replace,
     )
     if replace:
         reload_local(directory)
     if json:
-        output.as_json(
-            {"device": device, "bundle": str(bundle), "broker": f"{host}:{port or address.device_port}"}
-        )
+        output.as_json({"device": device, "bundle": str(bundle), "broker": f"{host}:{port}"})
         return
     say(f"wrote {bundle}; it holds the private key of {device}")
     option = " --replace" if replace else ""
@@ -94,13 +92,13 @@ def batch(
 
     directory = FleetDirectory.open(fleet)
     address = BrokerAddress.of(fleet, None)
-    host, _, port = (broker or "").partition(":")
+    host, port = host_and_port(broker, address.host, address.device_port)
     made, there = provision_batch(
         directory,
         read_batch(file),
         out,
-        host=host or address.host,
-        port=port_number(port, address.device_port),
+        host=host,
+        port=port,
     )
     if json:
         output.as_json({"made": [str(bundle) for bundle in made], "there": [str(bundle) for bundle in there]})
@@ -144,13 +142,13 @@ def claim(
         raise ConfigError(f"{count} claims cannot all become {device}", hint="leave out --device or --count")
     directory = FleetDirectory.open(fleet)
     address = BrokerAddress.of(fleet, None)
-    host, _, port = (broker or "").partition(":")
+    host, port = host_and_port(broker, address.host, address.claim_port)
     settings = parse_assignments(setting or ())
     Settings.of(settings)
     terms = ClaimTerms(
         parse_duration(expires),
-        host or address.host,
-        port_number(port, address.claim_port),
+        host,
+        port,
         settings,
         device or "",
     )

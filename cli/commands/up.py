@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +10,7 @@ import typer
 from cli.commands.verifier import DtypeOption, TargetOption, ThreadsOption
 from cli.diagnostics import say
 from cli.options import FleetOption
+from cli.stop_event import stop_on_signals
 
 CHECK_INTERVAL_S = 0.5
 
@@ -61,9 +60,7 @@ def up(
         host=stored.host,
         log_file=log_file,
     )
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     with site:
         site.wait_ready(timeout)
         say(f"broker for devices: {site.address.host}:{site.address.device_port}; Ctrl-C stops both")

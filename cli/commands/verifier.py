@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ import typer
 from cli import output
 from cli.diagnostics import say
 from cli.options import FleetOption, JsonOption, TimeoutOption
+from cli.stop_event import stop_on_signals
 from protocol.errors import LinkError, SessionError
 from protocol.identifiers import backend_identity
 
@@ -143,9 +143,7 @@ def _start(service: VerifierService) -> None:
 
 
 def _stop_event(*, until_stdin_closes: bool) -> threading.Event:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     if until_stdin_closes:
 
         def wait_for_end() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from cli.broker_address import BACKEND_PORT, DEVICE_PORT, BrokerAddress
+from cli.diagnostics import ExitCode
+from cli.main import run
 from protocol.errors import ConfigError
 
 
@@ -37,3 +39,17 @@ def test_a_damaged_file_is_named(fleet: Path) -> None:
     (fleet / "broker" / "address.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"address\.json"):
         BrokerAddress.of(fleet, None)
+
+
+@pytest.mark.parametrize("port", ["mqtt", "0", "65536", "-1"])
+def test_provision_device_refuses_a_port_that_is_none(
+    tmp_path: Path, port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = ("--fleet", str(tmp_path / "fleet"))
+    assert run(["fleet", "init", fleet[1]]) == ExitCode.OK
+    code = run(
+        ["provision", "device", "pi", *fleet, "--broker", f"host:{port}", "--out", str(tmp_path / "pi.sled")]
+    )
+    assert code == ExitCode.USAGE
+    assert f"'{port}' is not a port" in capsys.readouterr().err
+    assert not (tmp_path / "pi.sled").exists()
