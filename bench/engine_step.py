@@ -1,10 +1,13 @@
 """Milliseconds per engine step for sessions x tokens at a cached length, beside plain forward passes.
 
     python -m bench.engine_step --shape 12m --dtype float32 --threads 2 --steps 1x5@100 8x5@100 32x1@512
+    python -m bench.engine_step --shape 0.5b --dtype bfloat16 --steps 8x8@512 32x1@512 8x8@64-2000
     python -m bench.engine_step --target DIRECTORY --dtype bfloat16
 
 Steps and plain passes of as many tokens without cache, on the same model, are taken in turn, several times;
-medians are printed, and the median of the ratios of neighbours, which other load disturbs least.
+medians are printed, and the median of the ratios of neighbours, which other load disturbs least. Where a
+range of cached lengths is given, they are spread log-uniformly over it, and the step is compared with one of
+equal lengths of the same mean instead.
 `--record` keeps the times for `bench.policies`.
 """
 
@@ -51,11 +54,36 @@ N_WARM = 2
 
 
 class StepShape(NamedTuple):
-    """Equal rows of so many sessions, tokens each, at so many cached positions."""
+    """Rows of so many sessions, tokens each, at cached lengths from `cached` to `longest`."""
 
     sessions: int
     tokens: int
     cached: int
+    longest: int
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether lengths differ."""
+        return self.longest > self.cached
+
+    def lengths(self) -> list[int]:
+        """Cached length of each session: the quantiles of the log-uniform distribution, shuffled."""
+        shares = (np.arange(self.sessions) + 0.5) / self.sessions
+        lengths = self.cached * (self.longest / self.cached) ** shares
+        return [int(length) for length in np.random.default_rng(0).permutation(lengths)]
+
+
+def step_shape(text: str) -> StepShape:
+    """`8x5@100` or, with lengths spread over a range, `8x5@64-2000`.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    found = re.fullmatch(r"(\d+)x(\d+)@(\d+)(?:-(\d+))?", text)
+    if found is None:
+        raise ValueError(f"{text!r} is not SESSIONSxTOKENS@CACHED or SESSIONSxTOKENS@FROM-TO")
+    sessions, tokens, cached, longest = found.groups()
+    return StepShape(int(sessions), int(tokens), int(cached), int(longest or cached))
 
 
 def main() -> None:
@@ -72,17 +100,39 @@ def main() -> None:
     print(describe_machine())
     print(f"{engine.info.model} {engine.info.dtype} exact={engine.info.is_exact} threads={arguments.threads}")
     recorded = []
-    for step in arguments.steps:
-        shape = StepShape(*(int(part) for part in re.split("[x@]", step)))
-        pairs = _measure(engine, plain, shape, arguments.repeats)
-        step_ms, plain_ms = (median(times) * 1e3 for times in zip(*pairs, strict=True))
-        ratio = median(step_s / plain_s for step_s, plain_s in pairs)
-        print(f"{step:>12}  {step_ms:8.2f} ms   plain {plain_ms:8.2f} ms   ratio {ratio:.2f}", flush=True)
-        recorded.append(shape._asdict() | {"step_ms": round(step_ms, 2), "plain_ms": round(plain_ms, 2)})
+    for shape in arguments.steps:
+        measured = _measured(engine, plain, shape, arguments.repeats)
+        print(measured.line(shape), flush=True)
+        recorded.append(measured.record(shape))
     engine.shutdown()
     if arguments.record:
         content = {"machine": describe_machine(), "shape": arguments.shape, "steps": recorded}
         arguments.record.write_text(json.dumps(content, indent=1) + "\n")
+
+
+class Measured(NamedTuple):
+    """Seconds of steps, and of what each was compared with right after it."""
+
+    pairs: list[tuple[float, float]]
+
+    def line(self, shape: StepShape) -> str:
+        """One line of the table."""
+        step_ms, other_ms = self._medians_ms()
+        ratio = median(step_s / other_s for step_s, other_s in self.pairs)
+        lengths = f"{shape.cached}-{shape.longest}" if shape.is_spread else str(shape.cached)
+        name = f"{shape.sessions}x{shape.tokens}@{lengths}"
+        other = "equal" if shape.is_spread else "plain"
+        return f"{name:>14}  {step_ms:8.2f} ms   {other} {other_ms:8.2f} ms   ratio {ratio:.2f}"
+
+    def record(self, shape: StepShape) -> dict[str, float]:
+        """What `--record` keeps."""
+        step_ms, other_ms = self._medians_ms()
+        other = "equal_ms" if shape.is_spread else "plain_ms"
+        return shape._asdict() | {"step_ms": round(step_ms, 2), other: round(other_ms, 2)}
+
+    def _medians_ms(self) -> tuple[float, float]:
+        steps, others = zip(*self.pairs, strict=True)
+        return median(steps) * 1e3, median(others) * 1e3
 
 
 def _arguments() -> argparse.Namespace:
@@ -97,8 +147,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--steps",
         nargs="+",
+        type=step_shape,
         metavar="SESSIONSxTOKENS@CACHED",
-        default=["1x1@100", "1x5@100", "8x5@100", "8x1@512", "8x8@512", "32x1@512", "32x8@512"],
+        default=[
+            step_shape(text)
+            for text in ("1x1@100", "1x5@100", "8x5@100", "8x1@512", "8x8@512", "32x1@512", "32x8@512")
+        ],
     )
     return parser.parse_args()
 
@@ -112,33 +166,56 @@ def _random_target(folder: Path, shape: str) -> Path:
     return folder
 
 
-def _measure(
+class Rows:
+    """Sessions at given cached lengths, and steps of as many tokens each that are rolled back."""
+
+    def __init__(self, engine: TransformersEngine, lengths: list[int], n_tokens: int) -> None:
+        self._engine = engine
+        self._random = np.random.default_rng(0)
+        self._n_tokens = n_tokens
+        self._sessions = [(engine.open(), length) for length in lengths]
+        for session, length in self._sessions:
+            for start in range(0, length, PREFILL_TOKENS):
+                n = min(PREFILL_TOKENS, length - start)
+                engine.submit([Row(session, start, self._tokens(n), 0)]).result()
+
+    def step_s(self) -> float:
+        """Seconds of one step."""
+        n = self._n_tokens
+        rows = [Row(session, length, self._tokens(n), n) for session, length in self._sessions]
+        seconds = self._engine.submit(rows).result().step_s
+        for session, length in self._sessions:
+            self._engine.truncate(session, length)
+        return seconds
+
+    def close(self) -> None:
+        """Close all sessions."""
+        for session, _ in self._sessions:
+            self._engine.close(session)
+
+    def _tokens(self, n: int) -> tuple[int, ...]:
+        return tuple(self._random.integers(0, self._engine.info.vocab_size, n).tolist())
+
+
+def _measured(
     engine: TransformersEngine,
     plain: Any,  # noqa: ANN401 - transformers is untyped
     shape: StepShape,
     repeats: int,
-) -> list[tuple[float, float]]:
-    """Seconds of a step of equal rows, rolled back afterwards, and of a plain pass of as many tokens."""
-    random = np.random.default_rng(0)
-    n_sessions, n_tokens, n_cached = shape
-    sessions = [engine.open() for _ in range(n_sessions)]
-    for session in sessions:
-        for start in range(0, n_cached, PREFILL_TOKENS):
-            n = min(PREFILL_TOKENS, n_cached - start)
-            engine.submit([Row(session, start, _tokens(random, engine.info.vocab_size, n), 0)]).result()
+) -> Measured:
+    """Steps of a shape in turn with plain passes, or with steps of equal lengths where it is spread."""
+    lengths = shape.lengths()
+    rows = Rows(engine, lengths, shape.tokens)
+    mean = round(sum(lengths) / len(lengths))
+    equal = Rows(engine, [mean] * len(lengths), shape.tokens) if shape.is_spread else None
     pairs = []
     for _ in range(repeats + N_WARM):
-        rows = [
-            Row(session, n_cached, _tokens(random, engine.info.vocab_size, n_tokens), n_tokens)
-            for session in sessions
-        ]
-        step_s = engine.submit(rows).result().step_s
-        for session in sessions:
-            engine.truncate(session, n_cached)
-        pairs.append((step_s, _plain_s(plain, n_sessions * n_tokens)))
-    for session in sessions:
-        engine.close(session)
-    return pairs[N_WARM:]
+        step_s = rows.step_s()
+        pairs.append((step_s, equal.step_s() if equal else _plain_s(plain, shape.sessions * shape.tokens)))
+    for each in (rows, equal):
+        if each:
+            each.close()
+    return Measured(pairs[N_WARM:])
 
 
 def _plain_s(model: Any, n_tokens: int) -> float:  # noqa: ANN401 - transformers is untyped
@@ -148,10 +225,6 @@ def _plain_s(model: Any, n_tokens: int) -> float:  # noqa: ANN401 - transformers
     with torch.inference_mode():
         model(input_ids=ids, use_cache=False).logits.float().cpu()
     return perf_counter() - started_s
-
-
-def _tokens(random: np.random.Generator, vocab_size: int, n: int) -> tuple[int, ...]:
-    return tuple(random.integers(0, vocab_size, n).tolist())
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ class Domain:
 
 
 DOMAINS = (
-    Domain("house", "home_assistant_requests_train", 0.30, "chat"),
-    Domain("drills", None, 0.18, "chat"),
-    Domain("smalltalk", None, 0.13, "chat"),
+    Domain("house", "home_assistant_requests_train", 0.36, "chat"),
+    Domain("drills", None, 0.15, "chat"),
+    Domain("smalltalk", None, 0.11, "chat"),
     Domain("camrest", "camrest_dialogues", 0.015, "chat"),
     Domain("woz", "woz_dialogues", 0.02, "chat"),
     Domain("multiwoz", "multiwoz_valtest_dialogues", 0.045, "chat"),

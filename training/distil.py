@@ -82,11 +82,12 @@ def main(
     batch_tokens: Annotated[int, typer.Option(help="Tokens a step.")] = 4_096,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 2,
     compiled: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
+    warm: Annotated[Path | None, typer.Option(help="Begin from this exported draft.")] = None,
 ) -> None:
     """Distil a draft from the target, or go on from its checkpoint."""
     target = restored_model(work / "target.pt").to(device()).requires_grad_(False)
     budget = Budget(minutes, steps)
-    plan = Plan(shape, entries(work), work / f"{shape}.pt", budget, seed, compiled=compiled)
+    plan = Plan(shape, entries(work), work / f"{shape}.pt", budget, seed, compiled=compiled, warm=warm)
     Trainer(plan, packer(work, batch_tokens, seed), distillation(target)).run()
 
 

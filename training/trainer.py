@@ -31,7 +31,7 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train, how long and where the checkpoint goes."""
+    """What to train, how long and where the checkpoint goes; `warm` is an exported model to begin from."""
 
     shape: str
     entries: int
@@ -40,6 +40,7 @@ class Plan:
     seed: int = 1
     save_every_s: float = 180.0
     compiled: bool = False
+    warm: Path | None = None
 
 
 def entries(work: Path) -> int:
@@ -66,6 +67,11 @@ def restored_model(path: Path) -> LlamaForCausalLM:
     return model.eval()
 
 
+def exported_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of an exported model, in fp32; its tokenizer must be the work folder's."""
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
 def corpus_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean cross-entropy of the next token."""
     with torch.autocast(ids.device.type, dtype=torch.bfloat16):
@@ -90,6 +96,8 @@ class Trainer:
         self._loss = torch.compile(loss, dynamic=False) if plan.compiled else loss
         if plan.path.exists():
             self._resume()
+        elif plan.warm:
+            self.model.load_state_dict(exported_weights(plan.warm))
 
     def _resume(self) -> None:
         saved = checkpoint.load(self._plan.path)
@@ -146,11 +154,12 @@ def main(
     batch_tokens: Annotated[int, typer.Option(help="Tokens a step.")] = 8_192,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 1,
     compiled: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
+    warm: Annotated[Path | None, typer.Option(help="Begin from this exported model.")] = None,
 ) -> None:
     """Train a model on the corpora, or go on from its checkpoint."""
     packer = Packer(loaded(work, "train"), batch_tokens, seed)
     budget = Budget(minutes, steps)
-    plan = Plan(shape, entries(work), work / f"{shape}.pt", budget, seed, compiled=compiled)
+    plan = Plan(shape, entries(work), work / f"{shape}.pt", budget, seed, compiled=compiled, warm=warm)
     Trainer(plan, packer, corpus_loss).run()
 
 

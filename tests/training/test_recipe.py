@@ -7,12 +7,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training import checkpoint, corpus, distil, evaluate, export, samples, shapes, tokenizer, trainer
 from training.batches import Packer
 from training.llama import LlamaModel
 from training.parity import logit_difference, token_difference
+from training.schedule import Budget
 
 ROOMS = ["Kitchen", "Hall", "Attic", "Cellar", "Porch", "Study"]
 TINY = shapes.Shape(hidden=32, layers=1, heads=1, kv_heads=1, head=32, mlp=32)
@@ -92,6 +94,11 @@ def test_from_nothing_to_a_pair_that_loads(data: Path, work: Path, tmp_path: Pat
     samples.main(work=work, count=12)
     distil.main(work=work, steps=4, batch_tokens=1_024)
     export.main(work=work, out=tmp_path)
+
+    again = trainer.Plan("target", 400, tmp_path / "again.pt", Budget(None, 1), warm=tmp_path / "target")
+    begun = trainer.Trainer(again, Packer(corpus.loaded(work, "train"), 1_024, 1), trainer.corpus_loss)
+    exported = load_file(tmp_path / "target" / "model.safetensors")
+    assert all((begun.model.state_dict()[name] == w.float()).all() for name, w in exported.items())
 
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert set(manifest["models"]) == {"target", "draft"}
