@@ -69,7 +69,8 @@ def restored_model(path: Path) -> LlamaForCausalLM:
 
 def exported_weights(folder: Path) -> dict[str, Tensor]:
     """The weights of an exported model, in fp32; its tokenizer must be the work folder's."""
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    weights: dict[str, Tensor] = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    return weights
 
 
 def corpus_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
