@@ -20,8 +20,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from edge_verifier.engines.hf_attention import NAME, ragged_attention
 from edge_verifier.engines.model_directory import find_directory, first_line
+from edge_verifier.engines.weight_digests import weight_files_sha256
 from protocol.errors import ModelError
-from protocol.fingerprint import files_sha256, vocabulary_fingerprint
+from protocol.fingerprint import vocabulary_fingerprint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SERVED_LAYERS = {"full_attention", "sliding_attention"}
@@ -77,7 +78,7 @@ def load_model(target: str | Path, *, dtype: str, device: str) -> LoadedModel:
         max_context=_context(text_config),
         stop_ids=_stop_ids(directory, text_config),
         vocabulary=_vocabulary(directory, int(text_config.vocab_size)),
-        weights_sha256=files_sha256(_identity_files(directory)),
+        weights_sha256=weight_files_sha256(_identity_files(directory)),
     )
 
 

@@ -30,8 +30,9 @@ from edge_verifier.engines.llamacpp_native import (
     has_gpu,
     max_sequences,
 )
+from edge_verifier.engines.weight_digests import weight_file_sha256
 from protocol.errors import ModelError
-from protocol.fingerprint import file_sha256, target_fingerprint, vocabulary_fingerprint
+from protocol.fingerprint import target_fingerprint, vocabulary_fingerprint
 from protocol.vocabulary import gguf_vocabulary
 
 ENGINE = "llama.cpp"
@@ -68,7 +69,7 @@ class LlamaCppEngine:
     ) -> None:
         path = Path(target).expanduser()
         vocabulary = vocabulary_fingerprint(gguf_vocabulary(path))
-        sha256 = file_sha256(path)
+        sha256 = weight_file_sha256(path)
         model = GgufModel(path, is_offloaded=_is_offloaded(device))
         name, served_dtype = model.name, _dtype(dtype, model.precision)
         if served_dtype == "float32" and model.precision != _STORED_FLOAT32:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from edge_verifier.engines.gguf_expansion import expanded_file, expansion_folder
 from edge_verifier.engines.llamacpp_native import CELLS_MULTIPLE, GgufContext, GgufModel, Token
+from edge_verifier.engines.weight_digests import weight_file_sha256
 from protocol.coupling import Ends, decode_alone
-from protocol.fingerprint import file_sha256
 from protocol.messages import SamplerSettings
 from protocol.sampler import Logits
 
@@ -28,7 +28,7 @@ class GgufAlone:
     """
 
     def __init__(self, path: Path, *, context: int | None = None) -> None:
-        self._model = GgufModel(expanded_file(path, file_sha256(path), expansion_folder()))
+        self._model = GgufModel(expanded_file(path, weight_file_sha256(path), expansion_folder()))
         self._context = context or self._model.trained_context
 
     def generate(self, prompt_ids: Sequence[int], settings: SamplerSettings, limit: int) -> list[int]:
