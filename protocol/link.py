@@ -7,36 +7,24 @@ may come twice; a subscriber's queue in the broker is bounded and overflows sile
 with the process. Whoever needs more puts it into the messages (generation, round, acknowledged length).
 
 Threads: one network thread owns the paho client alone, so that no lock is ever taken across it. Other threads
-only append to bounded queues and wake it through a socket pair (well below a millisecond). paho's own thread
-is not used: its reconnect has no jitter, its `select` cannot watch descriptors above 1023, and its publish
-from other threads takes the lock that its callbacks hold.
+only append to bounded queues and wake it through a socket pair (well below a millisecond).
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import selectors
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
+from paho.mqtt.client import MQTTMessage
 
-from protocol import link_failure
 from protocol.backoff import Backoff
 from protocol.errors import LinkError
+from protocol.link_client import Accepted, Acknowledged, LinkCallbacks, LinkClient
 from protocol.link_state import LinkState
 from protocol.link_subscriptions import SubscriptionBook
-from protocol.link_tls import load_identity, mutual_tls
 from protocol.link_traffic import TrafficCounter
 from protocol.link_types import (
     Connected,
@@ -52,9 +40,7 @@ from protocol.link_types import (
     Will,
 )
 from protocol.outbox import Outbox, Outgoing, check_message
-from protocol.packet_size import varint_size
 from protocol.retained import PayloadSource, RetainedTopics
-from protocol.waker import Waker
 
 __all__ = [
     "Connected",
@@ -108,17 +94,22 @@ class Link:
         self._traffic = TrafficCounter()
         self._backoff = Backoff(options.first_delay_s, options.longest_delay_s)
         self._state = LinkState(endpoint)
-        self._failure_of_connection: LinkError | None = None
         self._connected_at_s = 0.0
         self._max_packet_bytes = options.max_packet_bytes
         self._is_stopping = threading.Event()
         self._farewell: tuple[str, bytes] | None = None
         self._stop_by_s: float | None = None
-        self._tls_context: ssl.SSLContext | None = None
-        self._client = self._new_client()
-        self._selector = selectors.DefaultSelector()
-        self._waker = Waker()
-        self._selector.register(self._waker.receiver, selectors.EVENT_READ)
+        self._client = LinkClient(
+            endpoint,
+            options,
+            LinkCallbacks(
+                accepted=self._accepted,
+                lost=self._lost,
+                received=self._received,
+                acknowledged=self._acknowledged,
+                subscribed=self._subscriptions.answered,
+            ),
+        )
         self._thread = threading.Thread(target=self._run, name=f"link-{options.identity}", daemon=True)
 
     # ---- for the owner's threads
@@ -158,12 +149,12 @@ class Link:
     def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
         """Subscribe now and again at every connect, until unsubscribed. Later ones replace equal filters."""
         self._subscriptions.add(subscriptions)
-        self._waker.wake()
+        self._client.wake()
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Forget a subscription; also in the broker's session, now or at the next connect."""
         self._subscriptions.remove(topic_filter)
-        self._waker.wake()
+        self._client.wake()
 
     def publish(
         self,
@@ -195,7 +186,7 @@ class Link:
             self._traffic.dropped(1)
             return self._outbox.skip_token()
         token = self._outbox.add(topic, payload, qos, is_retained=is_retained, expiry_s=expiry_s)
-        self._waker.wake()
+        self._client.wake()
         return token
 
     def retain(self, topic: str, payload: PayloadSource, *, expiry_s: int | None = None) -> None:
@@ -210,7 +201,7 @@ class Link:
         """
         check_message(topic, payload if isinstance(payload, bytes) else b"", self._options.max_packet_bytes)
         self._retained.set(topic, payload, expiry_s, due_s=self._clock())
-        self._waker.wake()
+        self._client.wake()
 
     def release(self, topic: str) -> None:
         """Stop renewing a retained topic; what the broker has stays there."""
@@ -224,11 +215,11 @@ class Link:
         """
         self._farewell = farewell
         self._is_stopping.set()
-        self._waker.wake()
+        self._client.wake()
         if self._thread.ident is not None:
             self._thread.join(self._options.drain_s + 2 * self._options.connect_timeout_s)
         if not self._thread.is_alive():
-            self._close()
+            self._client.close()
 
     # ---- network thread: life
 
@@ -244,32 +235,20 @@ class Link:
                 self._sleep()
 
     def _connect(self) -> bool:
-        self._take_new_certificate()
         try:
-            self._client.reconnect()
-        except OSError as error:
-            self._lost(link_failure.from_exception(error, self._endpoint))
+            self._client.connect()
+        except LinkError as failure:
+            self._lost(failure)
             return False
         return True
 
-    def _take_new_certificate(self) -> None:
-        """A certificate that was exchanged on disk is used from the next connection on."""
-        if self._tls_context is None or self._endpoint.tls is None:
-            return
-        try:
-            load_identity(self._tls_context, self._endpoint.tls)
-        except LinkError as error:
-            _logger.warning("link %s: the certificate in use stays: %s", self._options.identity, error)
-
     def _serve(self) -> None:
         """Until the connection ends: send what waits, read what came, look after the keepalive."""
-        while (connection := self._client.socket()) is not None:
+        while self._client.is_open:
             self._hand_over()
             if self._is_stopping.is_set():
                 self._wind_up()
-            if self._client.socket() is not None:
-                self._poll(connection)
-                self._client.loop_misc()
+            self._client.poll(self._poll_timeout_s())
 
     def _wind_up(self) -> None:
         """On the way to a stop: when all is acknowledged the farewell, then or when late disconnect."""
@@ -285,26 +264,8 @@ class Link:
             self._client.disconnect()
 
     def _abandon(self) -> None:
-        """Drop a connection whose handling failed; paho tidies up at the next attempt."""
-        if (connection := self._client.socket()) is not None:
-            self._unwatch(connection)
-            connection.close()
+        self._client.abandon()
         self._lost(LinkError(f"connection to broker {self._endpoint} abandoned after an internal fault"))
-
-    def _poll(self, connection: Any) -> None:  # noqa: ANN401 - paho's socket protocol has no public name
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
-        self._selector.modify(connection, events)
-        for key, ready in self._selector.select(self._poll_timeout_s()):
-            if key.fileobj is self._waker.receiver:
-                self._waker.drain()
-                continue
-            if ready & selectors.EVENT_READ:
-                self._client.loop_read()
-            if ready & selectors.EVENT_WRITE:
-                self._client.loop_write()
-        # Decrypted bytes inside the TLS object are invisible to the selector.
-        while self._client.socket() is connection and getattr(connection, "pending", int)():
-            self._client.loop_read()
 
     def _poll_timeout_s(self) -> float:
         timeout_s = min(_IDLE_POLL_S, self._options.keepalive_s / 4)
@@ -320,26 +281,21 @@ class Link:
         delay_s = self._backoff.next_s(is_retryable=not self._state.is_hopeless)
         until_s = self._clock() + delay_s
         while not self._is_stopping.is_set() and (left_s := until_s - self._clock()) > 0:
-            if self._selector.select(left_s):
-                self._waker.drain()
-
-    def _close(self) -> None:
-        self._selector.close()
-        self._waker.close()
+            self._client.sleep(left_s)
 
     # ---- network thread: sending
 
     def _hand_over(self) -> None:
-        """Give paho what may be sent now; nothing while the socket cannot take more."""
-        if self._client.want_write():
-            self._client.loop_write()
+        """Give the client what may be sent now; nothing while the socket cannot take more."""
+        has_room = self._client.has_room()
         if self._state.is_connected:
             self._send_subscriptions()
-        while self._state.is_connected and not self._client.want_write() and self._outbox.has_room:
+        while has_room and self._state.is_connected and self._outbox.has_room:
             outgoing = self._due_retained() or self._outbox.take()
             if outgoing is None:
                 return
             self._send(outgoing)
+            has_room = self._client.has_room()
 
     def _due_retained(self) -> Outgoing | None:
         try:
@@ -349,137 +305,47 @@ class Link:
             return None
 
     def _send(self, outgoing: Outgoing) -> None:
-        size = outgoing.packet_bytes
-        if size > self._max_packet_bytes:
+        if outgoing.packet_bytes > self._max_packet_bytes:
             self._answered(outgoing, _PACKET_TOO_LARGE)
             return
-        properties = None
-        if outgoing.expiry_s is not None:
-            properties = _properties(PacketTypes.PUBLISH, MessageExpiryInterval=outgoing.expiry_s)
-        while True:
-            info = self._client.publish(
-                outgoing.topic, outgoing.payload, outgoing.qos, outgoing.is_retained, properties
-            )
-            if info.rc != paho.MQTT_ERR_QUEUE_SIZE:  # the packet id is still in flight: take the next one
-                break
+        packet_id = self._client.publish(outgoing)
         if outgoing.qos:
-            self._outbox.sent(info.mid, outgoing)
-        self._traffic.sent(size)
+            self._outbox.sent(packet_id, outgoing)
+        self._traffic.sent(outgoing.packet_bytes)
 
     def _send_subscriptions(self) -> None:
         if removed := self._subscriptions.take_removed():
             self._client.unsubscribe(removed)
         if wanted := self._subscriptions.take_unasked():
-            filters = [
-                (each.filter, SubscribeOptions(qos=each.qos, retainHandling=each.retain_handling))
-                for each in wanted
-            ]
-            _, packet_id = self._client.subscribe(filters)
+            packet_id = self._client.subscribe(wanted)
             self._subscriptions.asked(packet_id, [each.filter for each in wanted])
 
-    # ---- network thread: paho's callbacks
+    # ---- network thread: what the client tells
 
-    def _new_client(self) -> paho.Client:
-        options = self._options
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=options.identity,
-            protocol=paho.MQTTv5,
-            reconnect_on_failure=False,
-        )
-        client.suppress_exceptions = True  # an exception in a callback must not end the network thread
-        client.connect_timeout = options.connect_timeout_s
-        client.max_inflight_messages_set(0)  # the outbox limits what is in flight
-        if self._endpoint.tls is not None:
-            self._tls_context = mutual_tls(self._endpoint.tls, self._endpoint.server_name)
-            client.tls_set_context(self._tls_context)
-        if options.will is not None:
-            will = options.will
-            client.will_set(will.topic, will.payload, will.qos, will.is_retained)
-        client.connect_async(
-            self._endpoint.host,
-            self._endpoint.port,
-            keepalive=options.keepalive_s,
-            clean_start=options.is_clean_start,
-            properties=_properties(
-                PacketTypes.CONNECT,
-                SessionExpiryInterval=options.session_expiry_s,
-                MaximumPacketSize=options.max_packet_bytes,
-            ),
-        )
-        self._listen_to(client)
-        return client
-
-    def _listen_to(self, client: paho.Client) -> None:
-        client.on_socket_open = lambda _client, _data, connection: self._watch(connection)
-        client.on_socket_close = lambda _client, _data, connection: self._socket_closed(connection)
-        client.on_connect = lambda _client, _data, flags, reason, properties: self._connack(
-            reason, properties, session_present=flags.session_present
-        )
-        client.on_disconnect = lambda _client, _data, flags, reason, _properties: self._disconnected(
-            reason, is_by_broker=flags.is_disconnect_packet_from_server
-        )
-        client.on_message = lambda _client, _data, message: self._message(message)
-        client.on_publish = lambda _client, _data, packet_id, reason, properties: self._puback(
-            packet_id, reason, properties
-        )
-        client.on_subscribe = lambda _client, _data, packet_id, reasons, _properties: (
-            self._subscriptions.answered(packet_id, [reason.value for reason in reasons])
-        )
-
-    def _watch(self, connection: Any) -> None:  # noqa: ANN401 - as `_poll`
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._selector.register(connection, selectors.EVENT_READ)
-        self._failure_of_connection = None
-
-    def _unwatch(self, connection: Any) -> None:  # noqa: ANN401 - as `_poll`
-        with contextlib.suppress(KeyError, ValueError):  # abandoned connections are unwatched already
-            self._selector.unregister(connection)
-
-    def _socket_closed(self, connection: Any) -> None:  # noqa: ANN401 - as `_poll`
-        self._unwatch(connection)
-        if alert := getattr(connection, "refusal", ""):
-            self._failure_of_connection = link_failure.from_alert(alert, self._endpoint)
-
-    def _connack(self, reason: ReasonCode, properties: Properties | None, *, session_present: bool) -> None:
-        if reason.is_failure:
-            self._failure_of_connection = link_failure.from_reason_code(
-                reason.value, str(reason), self._endpoint
-            )
-            return
-        self._outbox.limit_in_flight(getattr(properties, "ReceiveMaximum", 65_535))
-        self._max_packet_bytes = getattr(properties, "MaximumPacketSize", self._options.max_packet_bytes)
+    def _accepted(self, news: Accepted) -> None:
+        self._outbox.limit_in_flight(news.most_in_flight)
+        self._max_packet_bytes = news.max_packet_bytes
         for outgoing in self._outbox.in_flight:  # paho sends these again by itself
             self._traffic.sent(outgoing.packet_bytes)
-        self._subscriptions.connected(session_present=session_present)
+        self._subscriptions.connected(session_present=news.session_present)
         self._send_subscriptions()  # ahead of those, so that no answer finds us unsubscribed
         self._retained.connected(self._clock())
         self._traffic.connected()
         self._connected_at_s = self._clock()
         self._state.connected()
-        self._emit(Connected(session_present))
+        self._emit(Connected(news.session_present))
 
-    def _disconnected(self, reason: ReasonCode, *, is_by_broker: bool) -> None:
-        failure = self._failure_of_connection
-        if failure is None and is_by_broker:
-            failure = link_failure.from_reason_code(reason.value, str(reason), self._endpoint)
-        before_login = not self._state.is_connected
-        self._lost(failure or link_failure.connection_lost(self._endpoint, before_login=before_login))
-
-    def _message(self, message: paho.MQTTMessage) -> None:
-        n_properties = _body_bytes(message.properties)
-        self._traffic.received(message.topic, len(message.payload), message.qos, n_properties)
+    def _received(self, message: MQTTMessage, property_bytes: int) -> None:
+        self._traffic.received(message.topic, len(message.payload), message.qos, property_bytes)
         expires_in_s = getattr(message.properties, "MessageExpiryInterval", None)
         payload = bytes(message.payload)
         self._emit(Received(message.topic, payload, message.retain, self._clock(), expires_in_s))
 
-    def _puback(self, packet_id: int, reason: ReasonCode, properties: Properties | None) -> None:
-        outgoing = self._outbox.acknowledged(packet_id)
+    def _acknowledged(self, news: Acknowledged) -> None:
+        outgoing = self._outbox.acknowledged(news.packet_id)
         if outgoing is not None:  # else QoS 0 leaving the socket
-            self._traffic.acknowledged(reason.value, _body_bytes(properties))
-            self._answered(outgoing, reason.value)
-
-    # ---- network thread: state and events
+            self._traffic.acknowledged(news.reason_code, news.property_bytes)
+            self._answered(outgoing, news.reason_code)
 
     def _answered(self, outgoing: Outgoing, reason_code: int) -> None:
         if outgoing.token:
@@ -502,18 +368,3 @@ class Link:
             self._on_event(event)
         except Exception:
             _logger.exception("link %s: the owner failed on %s", self._options.identity, type(event).__name__)
-
-
-def _properties(packet_type: int, **values: int) -> Properties:
-    properties = Properties(packet_type)  # type: ignore[no-untyped-call]  # paho leaves it untyped
-    for name, value in values.items():
-        setattr(properties, name, value)
-    return properties
-
-
-def _body_bytes(properties: Properties | None) -> int:
-    """Bytes of the properties without the length before them."""
-    if properties is None or properties.isEmpty():  # type: ignore[no-untyped-call]  # paho leaves it untyped
-        return 0
-    packed = properties.pack()  # type: ignore[no-untyped-call]  # paho leaves it untyped
-    return len(packed) - varint_size(len(packed) - 1)

@@ -291,7 +291,7 @@ def test_a_verifier_is_back_soon_after_its_broker(own_fleet: LiveFleet) -> None:
 def test_a_short_black_hole_is_waited_out(emulated: EmulatedFleet, tmp_path: Path, direction: Any) -> None:
     """The connection is dead for good; the device finds out by itself and goes on over a new one."""
     with serving(emulated, paced_engine(), "v1"), device(emulated, tmp_path / "home") as agent:
-        agent._link._client._keepalive = 1
+        agent._link._client._client._keepalive = 1
         with agent.chat(OPTIONS) as chat:
             events = chat.send("hold on")
             begun = list(islice(events, 3))

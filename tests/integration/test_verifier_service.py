@@ -198,7 +198,7 @@ def test_p6_a_lost_connection_shows_the_will_and_the_advert_comes_back(live_flee
     with live_fleet.link("dev-w", recorder) as link, serving(live_fleet, TableEngine()) as service:
         link.subscribe([Subscription(STATUS_TOPIC)])
         before = next_status(recorder, is_alive=True)
-        service._link._client.socket().shutdown(socket.SHUT_RDWR)
+        service._link._client._client.socket().shutdown(socket.SHUT_RDWR)
         will = next_status(recorder, is_alive=False)
         after = next_status(recorder, is_alive=True)
     assert before.incarnation == will.incarnation == after.incarnation
