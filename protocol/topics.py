@@ -30,6 +30,7 @@ from protocol.messages import (
     VerifierStatus,
     Window,
 )
+from protocol.model_messages import ModelOffer, ModelRequest, ModelStatus
 
 ROOT = f"sled/{PROTOCOL_VERSION}"
 
@@ -54,7 +55,7 @@ class Channel:
 
     Attributes:
         pattern: below `sled/1/{fleet}/`; placeholders are single levels.
-        message: type of the payload; None for payloads that are not messages (model chunks). A verdict
+        message: type of the payload; None for payloads that are not messages (blocks of a model). A verdict
             topic also carries refusals: `protocol.codec.decode_reply` reads either.
         cleared_by: a role that may write an empty payload to clear what another role retained.
     """
@@ -155,10 +156,22 @@ GROUP_DESIRED = Channel(
 OPERATOR_MARKER = Channel("operator_marker", "operator/marker/{id}", Role.FLEET, (Role.FLEET,), None, qos=0)
 """Comes back after everything that the broker had to send before it, such as a retained snapshot."""
 ROLLOUT = Channel("rollout", "rollout/{id}", Role.FLEET, (Role.FLEET,), None, is_retained=True)
-MODEL_MANIFEST = Channel(
-    "model_manifest", "model/{hash}/manifest", Role.PROVISION, (Role.DEVICE,), None, is_retained=True
+MODEL_OFFER = Channel(
+    "model_offer",
+    "device/{d}/model/offer",
+    Role.FLEET,
+    (Role.DEVICE, Role.FLEET),
+    ModelOffer,
+    is_retained=True,
 )
-MODEL_CHUNK = Channel("model_chunk", "model/{hash}/chunk/{i}", Role.PROVISION, (Role.DEVICE,), None)
+MODEL_REQUEST = Channel(
+    "model_request", "device/{d}/model/request", Role.DEVICE, (Role.FLEET,), ModelRequest, qos=0
+)
+MODEL_BLOCK = Channel("model_block", "device/{d}/model/block", Role.FLEET, (Role.DEVICE,), None, qos=0)
+"""At QoS 0, as requests: nothing waits in the broker for who is away, and what is lost is asked for again."""
+MODEL_STATUS = Channel(
+    "model_status", "device/{d}/model/status", Role.DEVICE, (Role.FLEET,), ModelStatus, is_retained=True
+)
 ENROLL_REQUEST = Channel(
     "enroll_request", "enroll/{claim}/request", Role.CLAIM, (Role.PROVISION,), EnrollRequest
 )
@@ -184,8 +197,10 @@ CHANNELS: tuple[Channel, ...] = (
     GROUP_DESIRED,
     OPERATOR_MARKER,
     ROLLOUT,
-    MODEL_MANIFEST,
-    MODEL_CHUNK,
+    MODEL_OFFER,
+    MODEL_REQUEST,
+    MODEL_BLOCK,
+    MODEL_STATUS,
     ENROLL_REQUEST,
     ENROLL_RESPONSE,
 )

@@ -29,6 +29,8 @@ from provisioning.atomic_file import SECRET_MODE, write_atomically
 
 AuthorityKind = Literal["device", "backend", "server", "claim"]
 AUTHORITY_KINDS: tuple[AuthorityKind, ...] = get_args(AuthorityKind)
+MODEL_SIGNER = "models"
+"""`models.{fleet}`: of the CA that devices trust, good for signing model manifests and for no listener."""
 
 NOT_BEFORE = dt.datetime(1970, 1, 2, tzinfo=dt.UTC)
 AUTHORITY_LIFETIME = dt.timedelta(days=20 * 365)
@@ -154,7 +156,7 @@ class Authority:
         builder = _builder(_name(identity), self._certificate.subject, public_key, lifetime)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_key_usage(is_authority=False), critical=True)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([self._purpose]), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([self._purpose_of(identity)]), critical=False)
         builder = builder.add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
         )
@@ -186,10 +188,11 @@ class Authority:
             )
         write_atomically(self.revocation_list_file, pem)
 
-    @property
-    def _purpose(self) -> x509.ObjectIdentifier:
-        is_server = self.kind == "server"
-        return ExtendedKeyUsageOID.SERVER_AUTH if is_server else ExtendedKeyUsageOID.CLIENT_AUTH
+    def _purpose_of(self, identity: str) -> x509.ObjectIdentifier:
+        if self.kind != "server":
+            return ExtendedKeyUsageOID.CLIENT_AUTH
+        is_signer = identity.startswith(f"{MODEL_SIGNER}.")
+        return ExtendedKeyUsageOID.CODE_SIGNING if is_signer else ExtendedKeyUsageOID.SERVER_AUTH
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -268,7 +271,7 @@ def check_identity(kind: AuthorityKind, identity: str) -> None:
 _ROLES: dict[AuthorityKind, tuple[str, ...]] = {
     "backend": tuple(role.value for role in BACKENDS),
     "claim": (Role.CLAIM.value,),
-    "server": ("broker",),
+    "server": ("broker", MODEL_SIGNER),
 }
 
 

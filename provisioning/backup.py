@@ -1,6 +1,7 @@
 """Backups of a fleet directory: one private file with CAs, identities, registry and audit log.
 
 What the broker keeps (`broker/`) is not in it: everyone tells a broker again what it should retain.
+Neither are staged models (`models/`), which can be pushed again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from provisioning.authority import AUTHORITY_KINDS
 from provisioning.fleet_directory import FleetDirectory
 
 _REGISTRY = "registry.sqlite3"
-_LEFT_OUT = ("broker", ".lock", _REGISTRY, f"{_REGISTRY}-journal")
+_LEFT_OUT = ("broker", "models", ".lock", _REGISTRY, f"{_REGISTRY}-journal")
 _MAX_FILE_BYTES = 1 << 30
 
 

@@ -49,8 +49,11 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "group/hall/desired": ({OPS}, {DEVICE, OTHER, OPS}),
     "operator/marker/m1": ({OPS}, {OPS}),
     "rollout/r1": ({OPS}, {OPS}),
-    "model/abc/manifest": ({PROVISION}, {DEVICE, OTHER, PROVISION}),
-    "model/abc/chunk/0": ({PROVISION}, {DEVICE, OTHER, PROVISION}),
+    "device/dev-a/model/offer": ({OPS}, {DEVICE, OPS}),
+    "device/dev-a/model/request": ({DEVICE}, {OPS}),
+    "device/dev-a/model/block": ({OPS}, {DEVICE}),
+    "device/dev-a/model/status": ({DEVICE}, {OPS}),
+    "device/dev-b/model/block": ({OPS}, {OTHER}),
     "anything": (NOBODY, NOBODY),
     # topics that a device of a backend's name would own
     "device/verifier.v1/status": (NOBODY, NOBODY),

@@ -61,8 +61,10 @@ def test_the_table_is_the_documented_one() -> None:
         "group_desired": ("fleet", 1, True),
         "operator_marker": ("fleet", 0, False),
         "rollout": ("fleet", 1, True),
-        "model_manifest": ("provision", 1, True),
-        "model_chunk": ("provision", 1, False),
+        "model_offer": ("fleet", 1, True),
+        "model_request": ("device", 0, False),
+        "model_block": ("fleet", 0, False),
+        "model_status": ("device", 1, True),
         "enroll_request": ("claim", 1, False),
         "enroll_response": ("provision", 1, False),
     }
