@@ -6,7 +6,8 @@
     ├── LinkError              the broker cannot be reached or refused us            exit 3
     ├── BrokerError            the private broker could not be started               exit 3
     ├── ModelError             a model, tokenizer or engine cannot be used           exit 4
-    │   └── VocabularyMismatchError  draft and target do not share a vocabulary
+    │   ├── VocabularyMismatchError  draft and target do not share a vocabulary
+    │   └── MissingLibraryError  a model library of an optional install is not there
     ├── SessionError           a session cannot go on                                exit 5
     └── ProvisioningError      an identity, bundle or fleet directory is unusable    exit 6
 
@@ -97,6 +98,10 @@ class VocabularyMismatchError(ModelError):
         self.target = target
         self.draft_vocabulary = draft_vocabulary
         self.target_vocabulary = target_vocabulary
+
+
+class MissingLibraryError(ModelError):
+    """A model library that only an optional install brings; the model itself may be all right."""
 
 
 class SessionError(SledError):

@@ -47,6 +47,7 @@ class BundledPair:
         target: Hugging Face directory.
         target_gguf: the same model as GGUF.
         drafts: GGUF files by name; the first is the default.
+        both_forms: Hugging Face directory and GGUF file of the models that come as both, by name.
         vocabulary: the fingerprint that all of them share.
         checksums: sha256 by path.
     """
@@ -54,6 +55,7 @@ class BundledPair:
     target: Path
     target_gguf: Path
     drafts: Mapping[str, Path]
+    both_forms: Mapping[str, tuple[Path, Path]]
     vocabulary: str
     system_prompt: str
     checksums: Mapping[Path, str]
@@ -106,12 +108,18 @@ def bundled_pair(directory: Path = _PAIR) -> BundledPair:
 
 def _pair(directory: Path, manifest: Mapping[str, Any]) -> BundledPair:
     models = dict(manifest["models"])
+    both_forms = {
+        name: (directory / model["safetensors"], directory / model["gguf"])
+        for name, model in models.items()
+        if model["safetensors"]
+    }
     target = models.pop("target")
     prompt = directory / "system_prompt.txt"
     return BundledPair(
         target=directory / target["safetensors"],
         target_gguf=directory / target["gguf"],
         drafts={name: directory / model["gguf"] for name, model in models.items()},
+        both_forms=both_forms,
         vocabulary=str(manifest["vocabulary"]["fingerprint"]),
         system_prompt=prompt.read_text(encoding="utf-8").strip() if prompt.exists() else "",
         checksums={directory / name: str(entry["sha256"]) for name, entry in manifest["files"].items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocol.errors import ConfigError, ModelError
+from protocol.errors import ConfigError, MissingLibraryError
 
 if TYPE_CHECKING:
     from device_agent.drafter import Drafter
@@ -61,8 +61,8 @@ def load_drafter(
     return NoDrafter(vocabulary, max_context=max_context)
 
 
-def _missing_llama_cpp(error: ImportError) -> ModelError:
-    return ModelError(
+def _missing_llama_cpp(error: ImportError) -> MissingLibraryError:
+    return MissingLibraryError(
         f"llama-cpp-python cannot be imported: {error}",
         hint="pip install 'sled[device]'",
     )

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from edge_verifier.engine import Engine
 from edge_verifier.engines.model_directory import find_directory
-from protocol.errors import ConfigError, ModelError
+from protocol.errors import ConfigError, MissingLibraryError
 from protocol.messages import SamplerSettings
 
 ENGINES = {
@@ -67,7 +67,7 @@ def load_engine(
             find_directory(target)
         engine_class = getattr(import_module(module), name)
     except ImportError as error:
-        raise ModelError(f"the engine {engine} is not installed ({error})", hint=install) from error
+        raise MissingLibraryError(f"the engine {engine} is not installed ({error})", hint=install) from error
     loaded = engine_class(
         target,
         dtype=dtype,

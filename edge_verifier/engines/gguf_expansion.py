@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from protocol.errors import ModelError
+from protocol.errors import MissingLibraryError, ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def expanded_file(path: Path, sha256: str, folder: Path) -> Path:
         _write(path, partial)
         partial.replace(copy)
     except ImportError as error:
-        raise ModelError(
+        raise MissingLibraryError(
             f"fp32 from a GGUF file needs the gguf library ({error})",
             hint="pip install 'sled[verifier-gguf]'",
         ) from error
