@@ -19,6 +19,7 @@ from edge_verifier.engines.hf_attention import RaggedStep, Span
 from edge_verifier.engines.hf_cache import BLOCK, KvMemory, SessionCache
 from edge_verifier.engines.hf_loading import LoadedModel, load_model
 from edge_verifier.engines.hf_probe import probe
+from edge_verifier.engines.hf_worker import LocalWorker
 from edge_verifier.engines.ledger import Ledger, Limits
 from protocol.errors import ModelError
 from protocol.fingerprint import target_fingerprint
@@ -75,8 +76,7 @@ class TransformersEngine:
             block=BLOCK,
         )
         self._ledger = Ledger(limits)
-        self._memory = KvMemory((limits.max_positions or 0) // BLOCK)
-        self._caches: dict[int, SessionCache] = {}
+        self._worker = LocalWorker(self._runner, KvMemory((limits.max_positions or 0) // BLOCK))
         self._is_shut_down = False
         self._info = _info(loaded, limits, is_exact=is_exact and not _has_experts(loaded))
         logger.info(
@@ -92,19 +92,18 @@ class TransformersEngine:
 
     def open(self) -> int:
         """See `Engine.open`."""
-        session = self._ledger.open()
-        self._caches[session] = SessionCache(self._memory)
-        return session
+        return self._ledger.open()
 
     def truncate(self, session: int, length: int) -> None:
         """See `Engine.truncate`."""
         self._ledger.truncate(session, length)
-        self._thread.submit(self._caches[session].shrink, length)
+        self._thread.submit(self._worker.truncate, session, length)
 
     def close(self, session: int) -> None:
         """See `Engine.close`."""
         self._ledger.close(session)
-        del self._caches[session]
+        if not self._is_shut_down:
+            self._thread.submit(self._worker.close, session)
 
     def submit(self, rows: Sequence[Row]) -> Future[StepResult]:
         """See `Engine.submit`."""
@@ -112,14 +111,14 @@ class TransformersEngine:
             raise ModelError("the engine is shut down")
         batch = tuple(rows)
         self._ledger.admit(batch)
-        caches = [self._caches[row.session] for row in batch]
-        return self._thread.submit(self._runner.run, batch, caches)
+        return self._thread.submit(self._worker.run, batch)
 
     def shutdown(self) -> None:
         """See `Engine.shutdown`."""
-        self._is_shut_down = True
+        if not self._is_shut_down:
+            self._is_shut_down = True
+            self._thread.submit(self._worker.end)
         self._thread.shutdown(wait=True)
-        self._caches.clear()
 
 
 class StepRunner:
@@ -136,6 +135,13 @@ class StepRunner:
         self.last_step: RaggedStep | None = None
         """How the latest step was split; the probe reads it."""
 
+    @staticmethod
+    def check(rows: Sequence[Row], caches: Sequence[SessionCache]) -> None:
+        """Raise ModelError when a cache is not at its row's start, as after a step that failed."""
+        for row, cache in zip(rows, caches, strict=True):
+            if cache.length != row.start:
+                raise ModelError(f"session {row.session} lost positions in a failed step")
+
     def run(self, rows: Sequence[Row], caches: Sequence[SessionCache]) -> StepResult:
         """Compute one step and append its tokens to `caches`.
 
@@ -143,9 +149,7 @@ class StepRunner:
             ModelError: a cache is not at its row's start, or the computation failed; nothing is appended.
         """
         started_s = perf_counter()
-        for row, cache in zip(rows, caches, strict=True):
-            if cache.length != row.start:
-                raise ModelError(f"session {row.session} lost positions in a failed step")
+        self.check(rows, caches)
         try:
             with torch.inference_mode():
                 logits = self._forward(rows, caches)
