@@ -45,8 +45,8 @@ class Domain:
 
 
 DOMAINS = (
-    Domain("house", "home_assistant_requests_train", 0.36, "chat"),
-    Domain("drills", None, 0.15, "chat"),
+    Domain("house", "home_assistant_requests_train", 0.60, "chat"),
+    Domain("drills", None, 0.16, "chat"),
     Domain("smalltalk", None, 0.11, "chat"),
     Domain("camrest", "camrest_dialogues", 0.015, "chat"),
     Domain("woz", "woz_dialogues", 0.02, "chat"),

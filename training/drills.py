@@ -35,12 +35,23 @@ def _switching(on: str, off: str) -> tuple[Drill, ...]:
     drills = []
     for action, state, verbs in (("HassTurnOn", "on", on), ("HassTurnOff", "off", off)):
         requests = tuple(f"{verb} the {{n}}" for verb in verbs.split(","))
-        short = (f"turn the {{n}} {state}", f"{{n}} {state}", f"can you turn {state} the {{n}}?")
+        short = (
+            f"turn the {{n}} {state}",
+            f"{{n}} {state}",
+            f"can you turn {state} the {{n}}?",
+            f"make sure the {{n}} is {state}",
+            f"set the {{n}} to {state}",
+        )
         drills.append(
             Drill(action, requests + short, f"turning {state} {{n}} now.", f"the {{n}} is now {state}.")
         )
-    toggled = ("toggle the {n}", "switch the state of the {n}")
+    toggled = ("toggle the {n}", "switch the state of the {n}", "change the status of the {n}")
     return (*drills, Drill("HassToggle", toggled, "toggling {n} now.", "the {n} has been toggled."))
+
+
+def _set(action: str, requests: str, begun: str, done: str) -> Drill:
+    """A drill with its requests divided by commas."""
+    return Drill(action, tuple(requests.split(",")), begun, done)
 
 
 _COLORS = ("red", "green", "blue", "purple", "orange", "indigo", "gold", "white", "pink", "plum")
@@ -55,7 +66,10 @@ _ITEMS = (
 
 DRILLS: dict[str, tuple[Drill, ...]] = {
     "light": (
-        *_switching("turn on,switch on,light up", "turn off,switch off,shut off"),
+        *_switching(
+            "turn on,switch on,light up,activate,power on,engage",
+            "turn off,switch off,shut off,deactivate,power off,disable",
+        ),
         Drill(
             "HassTurnOn",
             ("turn the {n} {v}", "set the {n} to {v}", "make the {n} {v}"),
@@ -64,10 +78,29 @@ DRILLS: dict[str, tuple[Drill, ...]] = {
             values=_COLORS,
         ),
     ),
-    "switch": _switching("turn on,switch on,activate", "turn off,switch off,shut off"),
-    "fan": _switching("turn on,switch on,start", "turn off,switch off,stop"),
+    "switch": _switching("turn on,switch on,activate", "turn off,switch off,shut off,deactivate,disable"),
+    "fan": (
+        *_switching("turn on,switch on,start,activate", "turn off,switch off,stop,deactivate"),
+        _set(
+            "HassTurnOn",
+            "increase the speed of the {n},speed up the {n},increase the {n} speed,make the {n} faster",
+            "increasing speed of {n} now.",
+            "speed of {n} has been increased.",
+        ),
+        _set(
+            "HassTurnOff",
+            "decrease the speed of the {n},slow down the {n},decrease the {n} speed,make the {n} slower",
+            "reducing speed of {n} now.",
+            "speed of {n} has been reduced.",
+        ),
+    ),
     "cover": (
-        Drill("HassTurnOn", ("open the {n}", "raise the {n}"), "opening {n} now.", "the {n} is now open."),
+        Drill(
+            "HassTurnOn",
+            ("open the {n}", "raise the {n}", "lift the {n}"),
+            "opening {n} now.",
+            "the {n} is now open.",
+        ),
         Drill(
             "HassTurnOff",
             ("close the {n}", "lower the {n}", "shut the {n}"),
@@ -77,8 +110,18 @@ DRILLS: dict[str, tuple[Drill, ...]] = {
         Drill("HassToggle", ("stop the {n}", "halt the {n}"), "stopping {n} now.", "the {n} has stopped."),
     ),
     "lock": (
-        Drill("HassTurnOn", ("lock the {n}", "secure the {n}"), "locking {n} now.", "the {n} is now locked."),
-        Drill("HassTurnOff", ("unlock the {n}",), "unlocking {n} now.", "the {n} is now unlocked."),
+        _set(
+            "HassTurnOn",
+            "lock the {n},secure the {n},engage the {n},make sure the {n} is locked",
+            "locking {n} now.",
+            "the {n} is now locked.",
+        ),
+        _set(
+            "HassTurnOff",
+            "unlock the {n},open the {n},release the {n}",
+            "unlocking {n} now.",
+            "the {n} is now unlocked.",
+        ),
     ),
     "media_player": (
         Drill("HassTurnOn", ("turn on the {n}",), "turning on {n} now.", "the {n} is now on."),
@@ -100,9 +143,15 @@ DRILLS: dict[str, tuple[Drill, ...]] = {
         ),
         Drill(
             "HassSetVolume",
-            ("turn up the {n}", "turn down the {n}"),
-            "changing the volume of {n} now.",
-            "the volume of {n} has been changed.",
+            ("turn up the {n}", "louder on the {n}", "increase the volume on the {n}"),
+            "turning up the volume of {n} now.",
+            "the volume of {n} has been increased.",
+        ),
+        Drill(
+            "HassSetVolume",
+            ("turn down the {n}", "decrease the volume on the {n}", "mute the {n}"),
+            "turning down the volume of {n} now.",
+            "the volume of {n} has been reduced.",
         ),
     ),
     "vacuum": (
@@ -145,6 +194,8 @@ DRILLS: dict[str, tuple[Drill, ...]] = {
     ),
 }
 
+_JOINABLE = ("light", "switch", "fan", "cover", "lock")
+"""Kinds of devices that may be asked for in one sentence with others."""
 _QUESTIONS = ("is the {n} {s}?", "what is the state of the {n}?", "is the {n} {s} or not?")
 _ABSENT = "i\u2019m sorry, i can\u2019t locate that device in your home."
 
@@ -156,6 +207,9 @@ def threads(systems: Sequence[str], random: Random) -> Iterator[list[Message]]:
         strangers = devices(random.choice(systems))
         chosen = _varied(listed, random.randint(2, MOST_TURNS), random)
         turns = [_turn(device, listed, strangers, random) for device in chosen]
+        if len(plain := [device for device in chosen if device.kind in _JOINABLE]) > 1:
+            turns.append(_several(plain[: random.choice((2, 2, 3))], random))
+            random.shuffle(turns)
         if turns:
             yield [Message("system", system), *(message for turn in turns for message in turn)]
 
@@ -201,15 +255,34 @@ def _question(device: Device, random: Random) -> list[Message]:
     return [Message("user", request), Message("assistant", f"the {name} is currently {state}")]
 
 
+def _several(chosen: Sequence[Device], random: Random) -> list[Message]:
+    """Plain requests of several devices in one sentence."""
+    asked = [(d, random.choice([each for each in DRILLS[d.kind] if each.values == ("",)])) for d in chosen]
+    requests = [random.choice(drill.requests[:3]).replace("{n}", d.name.lower()) for d, drill in asked]
+    between = random.choice((" ", ", ", " and "))
+    begun = " ".join(drill.begun.format(n=device.name.lower()) for device, drill in asked)
+    made = "\n".join(_call(drill.action, {"name": device.name}) for device, drill in asked)
+    done = " and ".join(drill.done.format(n=d.name.lower()).removesuffix(".") for d, drill in asked)
+    return [
+        Message("user", between.join(requests[:-1]) + " and " + requests[-1]),
+        Message("assistant", f"{begun}\n{made}"),
+        Message("result", "Success"),
+        Message("assistant", f"{done}."),
+    ]
+
+
+def _call(action: str, arguments: dict[str, str | int]) -> str:
+    return "Call: " + json.dumps({"name": action, "arguments": arguments}, ensure_ascii=False)
+
+
 def _acted(device: Device, drill: Drill, request: str, value: str | int) -> list[Message]:
     arguments: dict[str, str | int] = {"name": device.name}
     if drill.argument:
         arguments[drill.argument] = value.capitalize() if isinstance(value, str) else value
-    call = json.dumps({"name": drill.action, "arguments": arguments}, ensure_ascii=False)
     named = {"n": device.name.lower(), "v": value}
     return [
         Message("user", request.replace("{v}", str(value))),
-        Message("assistant", f"{drill.begun.format(**named)}\nCall: {call}"),
+        Message("assistant", f"{drill.begun.format(**named)}\n{_call(drill.action, arguments)}"),
         Message("result", "Success"),
         Message("assistant", drill.done.format(**named)),
     ]
