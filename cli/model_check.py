@@ -12,6 +12,7 @@ from protocol.errors import MissingLibraryError, ModelError, SledError
 
 if TYPE_CHECKING:
     from provisioning.catalogue import BundledPair
+    from provisioning.local_catalogue import LocalModel
 
 EXPANDED_TOLERANCE = 1e-3
 """Both libraries in fp32: only the order of additions differs, some 4e-5 for the bundled target."""
@@ -75,6 +76,20 @@ def check_pair(draft: Path, target: Path, *, loads: bool) -> Iterator[ModelFindi
     if loads:
         with ProcessApart() as apart:
             yield from _check_loads(apart, target, (draft,))
+
+
+def check_registered(model: LocalModel, *, loads: bool) -> Iterator[ModelFinding]:
+    """Look at a model of the catalogue: the files as they were, and that it runs."""
+    try:
+        model.verify()
+    except SledError as error:
+        yield _fault("checksums", error)
+        return
+    yield ModelFinding("checksums", "ok", f"{model.path} is as it was registered")
+    if loads:
+        drafts = (model.path,) if model.facts.form == "gguf" else ()
+        with ProcessApart() as apart:
+            yield from _check_loads(apart, model.path, drafts)
 
 
 def check_same_logits(apart: ProcessApart, name: str, directory: Path, gguf: Path) -> Iterator[ModelFinding]:

@@ -12,6 +12,7 @@ from protocol.errors import ConfigError
 
 FLEET_VARIABLE = "SLED_FLEET"
 HOME_VARIABLE = "SLED_DEVICE_HOME"
+MODELS_VARIABLE = "SLED_MODELS"
 
 
 def _data_folder() -> Path:
@@ -27,6 +28,12 @@ def default_fleet() -> Path:
 def default_home() -> Path:
     """Where a device keeps its identity, model and journal when no other folder is named."""
     return _data_folder() / "device"
+
+
+def models_folder() -> Path:
+    """Where the catalogue of this machine's models is: `$SLED_MODELS`, else beside the fleet."""
+    named = os.environ.get(MODELS_VARIABLE)
+    return Path(named).expanduser() if named else _data_folder() / "models"
 
 
 FleetOption = Annotated[

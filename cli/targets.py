@@ -20,7 +20,9 @@ class DraftModel:
 
 
 def resolve_target(target: str | None) -> Path | str:
-    """The bundled target for None, a checked directory or GGUF file, or a Hugging Face id as it is.
+    """The bundled target for None, a registered model, a checked directory or GGUF file, or an id as it is.
+
+    A bare name is looked up in the catalogue first; `./NAME` is always a path.
 
     Raises:
         ModelError: the directory or file is missing, or holds no configuration or weights.
@@ -29,6 +31,9 @@ def resolve_target(target: str | None) -> Path | str:
         from provisioning.catalogue import bundled_pair
 
         return bundled_pair().target
+    registered = _registered(target)
+    if registered is not None:
+        return registered
     path = Path(target).expanduser()
     if path.is_file() and is_gguf(path):
         return path
@@ -37,9 +42,9 @@ def resolve_target(target: str | None) -> Path | str:
         return path
     if target.startswith((".", "/", "~")) or target.count("/") != 1:
         raise ModelError(
-            f"target {target!r} is neither a directory nor a GGUF file nor a Hugging Face id",
-            hint="name a directory with config.json and *.safetensors, a .gguf file, or an id such as"
-            " Qwen/Qwen2.5-0.5B",
+            f"target {target!r} is neither a registered model nor a directory, GGUF file or Hugging Face id",
+            hint="name a directory with config.json and *.safetensors, a .gguf file, an id such as"
+            " Qwen/Qwen2.5-0.5B, or a name of: sled models list",
         )
     return target
 
@@ -50,23 +55,43 @@ def is_gguf(target: Path | str | None) -> bool:
 
 
 def resolve_draft(model: str | None) -> DraftModel:
-    """A bundled draft by its name (None: the first), or a GGUF file.
+    """A bundled draft by its name (None: the first), a model's name in the catalogue, or a GGUF file.
 
     Raises:
-        ModelError: it is neither.
+        ModelError: it is none of them, or no GGUF file.
     """
     if model is None or model in BUNDLED_DRAFTS:
         from provisioning.catalogue import bundled_pair
 
         name = model or BUNDLED_DRAFTS[0]
         return DraftModel(bundled_pair().draft(name), name)
-    path = Path(model).expanduser()
+    registered = _registered(model)
+    path = registered or Path(model).expanduser()
+    if registered is not None and not is_gguf(registered):
+        raise ModelError(
+            f"model {model} is a Hugging Face directory; drafts are GGUF files",
+            hint="sled models list shows which models draft for which",
+        )
     if not path.is_file():
         raise ModelError(
-            f"draft model {model!r} is no file and no bundled draft",
-            hint=f"name a .gguf file or one of: {', '.join(BUNDLED_DRAFTS)}",
+            f"draft model {model!r} is no file, no bundled draft and not registered",
+            hint=f"name a .gguf file, one of {', '.join(BUNDLED_DRAFTS)}, or a name of: sled models list",
         )
-    return DraftModel(path, path.stem)
+    return DraftModel(path, model if registered else path.stem)
+
+
+def _registered(name: str) -> Path | None:
+    """Where the model is that the catalogue of this machine knows by `name`."""
+    if "/" in name or is_gguf(name):
+        return None
+    from cli.options import models_folder
+    from provisioning.local_catalogue import LocalCatalogue
+
+    model = LocalCatalogue(models_folder()).models().get(name)
+    if model is None:
+        return None
+    model.check_exists()
+    return model.path
 
 
 def _check_directory(path: Path) -> None:

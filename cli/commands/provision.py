@@ -22,7 +22,10 @@ def device(
     *,
     fleet: FleetOption,
     model: Annotated[
-        str | None, typer.Option(help="GGUF file, or a bundled draft. [default: draft]", metavar="FILE|NAME")
+        str | None,
+        typer.Option(
+            help="GGUF file, or a bundled or registered draft. [default: draft]", metavar="FILE|NAME"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Bundle to write. [default: DEVICE.sled]")] = None,
     broker: Annotated[

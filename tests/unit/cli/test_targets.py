@@ -9,6 +9,8 @@ import pytest
 from cli.targets import resolve_draft, resolve_target
 from edge_verifier.engines import engine_for
 from protocol.errors import ModelError
+from provisioning.catalogue import bundled_pair
+from provisioning.registration import register
 
 
 def test_a_directory_with_weights_passes(tmp_path: Path) -> None:
@@ -24,13 +26,29 @@ def test_a_gguf_file_passes_and_is_served_by_llama_cpp(tmp_path: Path) -> None:
     assert engine_for(file) == "llama.cpp"
 
 
+def test_a_registered_name_comes_before_a_path_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLED_MODELS", str(tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    pair = bundled_pair()
+    register(tmp_path / "models", str(pair.target), name="mine")
+    register(tmp_path / "models", str(pair.draft("draft")), name="small")
+    assert resolve_target("mine") == pair.target
+    assert resolve_target("small") == pair.draft("draft")
+    assert resolve_draft("small").name == "small"
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        resolve_target("./mine")
+
+
 def test_a_hub_id_passes_as_it_is() -> None:
     assert resolve_target("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
 
 
 @pytest.mark.parametrize("name", ["./missing", "/missing/dir", "nonsense", "a/b/c"])
 def test_what_is_neither_directory_nor_id_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="neither a directory nor"):
+    with pytest.raises(ModelError, match="neither a registered model nor"):
         resolve_target(name)
 
 
