@@ -19,6 +19,7 @@ from edge_verifier.advert import Advert, AdvertPace
 from edge_verifier.conductor import Conductor, Flight
 from edge_verifier.config import VerifierConfig
 from edge_verifier.engine import Engine
+from edge_verifier.freed_memory import FreedMemory
 from edge_verifier.mailbox import Mailbox
 from edge_verifier.metrics import Metrics, MetricsEndpoint
 from edge_verifier.planner import Planner
@@ -125,6 +126,7 @@ class VerifierService:
             logging.INFO if config.step_log_level == "info" else logging.DEBUG, config.summary_s
         )
         self._conductor.records.listen(self._step_log)
+        self._freed_memory = FreedMemory()
         self._again: deque[tuple[float, int]] = deque()
         self._n_connects = 0
         self._drain_until_s: float | None = None
@@ -326,6 +328,7 @@ class VerifierService:
         if status is not None:
             self._publisher.advertise(status)
         self.metrics.load(len(table), table.price)
+        self._freed_memory.tend(now_s)
         again_s = self._again[0][0] if self._again else None
         drain_s = now_s + _DRAIN_LOOK_S if table.is_draining else None
         if self._drain_until_s is not None:
