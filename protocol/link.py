@@ -18,11 +18,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from paho.mqtt.client import MQTTMessage
-
 from protocol.backoff import Backoff
 from protocol.errors import LinkError
-from protocol.link_client import Accepted, Acknowledged, LinkCallbacks, LinkClient
+from protocol.link_client import Accepted, Acknowledged, Incoming, LinkCallbacks, LinkClient
 from protocol.link_state import LinkState
 from protocol.link_subscriptions import SubscriptionBook
 from protocol.link_traffic import TrafficCounter
@@ -335,11 +333,9 @@ class Link:
         self._state.connected()
         self._emit(Connected(news.session_present))
 
-    def _received(self, message: MQTTMessage, property_bytes: int) -> None:
-        self._traffic.received(message.topic, len(message.payload), message.qos, property_bytes)
-        expires_in_s = getattr(message.properties, "MessageExpiryInterval", None)
-        payload = bytes(message.payload)
-        self._emit(Received(message.topic, payload, message.retain, self._clock(), expires_in_s))
+    def _received(self, news: Incoming) -> None:
+        self._traffic.received(news.topic, len(news.payload), news.qos, news.property_bytes)
+        self._emit(Received(news.topic, news.payload, news.is_retained, self._clock(), news.expires_in_s))
 
     def _acknowledged(self, news: Acknowledged) -> None:
         outgoing = self._outbox.acknowledged(news.packet_id)

@@ -46,10 +46,21 @@ class Accepted(NamedTuple):
 
 
 class Acknowledged(NamedTuple):
-    """The broker answered a publish of QoS 1, or one of QoS 0 has left. Sizes as in `LinkCallbacks`."""
+    """The broker answered a publish of QoS 1, or one of QoS 0 has left; sizes as in `Incoming`."""
 
     packet_id: int
     reason_code: int
+    property_bytes: int
+
+
+class Incoming(NamedTuple):
+    """A message as it came; `property_bytes` without the length before them."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    is_retained: bool
+    expires_in_s: int | None
     property_bytes: int
 
 
@@ -60,14 +71,14 @@ class LinkCallbacks:
     Attributes:
         accepted: we are in.
         lost: the connection ended, or was refused.
-        received: a message, and the bytes of its properties without the length before them.
+        received: a message came.
         acknowledged: a publish is done with.
         subscribed: packet id, and the reason code of each filter.
     """
 
     accepted: Callable[[Accepted], None]
     lost: Callable[[LinkError], None]
-    received: Callable[[paho.MQTTMessage, int], None]
+    received: Callable[[Incoming], None]
     acknowledged: Callable[[Acknowledged], None]
     subscribed: Callable[[int, Sequence[int]], None]
 
@@ -229,9 +240,7 @@ class LinkClient:
         client.on_disconnect = lambda _client, _data, flags, reason, _properties: self._disconnected(
             reason, is_by_broker=flags.is_disconnect_packet_from_server
         )
-        client.on_message = lambda _client, _data, message: self._callbacks.received(
-            message, _body_bytes(message.properties)
-        )
+        client.on_message = lambda _client, _data, message: self._callbacks.received(_incoming(message))
         client.on_publish = lambda _client, _data, packet_id, reason, properties: (
             self._callbacks.acknowledged(Acknowledged(packet_id, reason.value, _body_bytes(properties)))
         )
@@ -287,6 +296,17 @@ def _properties(packet_type: int, **values: int) -> Properties:
     for name, value in values.items():
         setattr(properties, name, value)
     return properties
+
+
+def _incoming(message: paho.MQTTMessage) -> Incoming:
+    return Incoming(
+        message.topic,
+        bytes(message.payload),
+        message.qos,
+        message.retain,
+        getattr(message.properties, "MessageExpiryInterval", None),
+        _body_bytes(message.properties),
+    )
 
 
 def _body_bytes(properties: Properties | None) -> int:
