@@ -23,7 +23,7 @@ from device_agent.actions import (
     Left,
 )
 from device_agent.flight import Sent
-from device_agent.refusals import REACTIONS, error_of
+from device_agent.refusals import REACTIONS, error_of, is_worth_waiting, notice_of
 from device_agent.saved import Entry
 from device_agent.turns import BACKOFF_S, SessionTurns, target_gone
 from protocol.errors import SessionError
@@ -318,6 +318,10 @@ class DeviceSession(SessionTurns):
                 self._rebuild(now_s, refusal.retry_after_s, error)
             case "wait":
                 self._turned_away(refusal, sent, now_s)
+            case "quota" if is_worth_waiting(refusal):
+                self._turned_away(refusal, sent, now_s)
+            case "quota":
+                self._fail(error)
             case "move":
                 self._note_busy(refusal, now_s)
                 self._lose_verifier(f"verifier {self.binding.name} is going away; looking for another")
@@ -337,7 +341,7 @@ class DeviceSession(SessionTurns):
             return
         self._outbox.hold(until_s)
         self._outbox.resend = sent
-        self._tell("verifier_busy", f"verifier {self.binding.name} is busy; waiting for it")
+        self._tell("verifier_busy", notice_of(refusal, self.binding.name))
 
     def _rebuild(self, now_s: float, delay_s: float, error: SessionError) -> None:
         """The verifier's cache is not this text: give it the text; `error` if that never helps."""

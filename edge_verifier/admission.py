@@ -1,7 +1,8 @@
 """What happens to a payload on the network thread, before any work is done for it. Pure.
 
-Topic, size, rate, then decoding; what fails is counted by reason and device, and answered at a bounded rate.
-The broker has authenticated the topic's device, so the reason goes to the one who sent it.
+Topic, rate, size, quota of bytes, then decoding; what fails is counted by reason and device, and answered at
+a bounded rate. The broker has authenticated the topic's device: the reason goes to the one who sent it, and a
+flood is laid to nobody else.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from edge_verifier.flood import Flood, FloodLimits, FloodMeter
+from edge_verifier.quota import Quotas
+from edge_verifier.token_bucket import TokenBucket
+from edge_verifier.window_checks import Fault
 from protocol import topics
 from protocol.codec import decode
 from protocol.errors import MessageError
@@ -16,7 +21,6 @@ from protocol.identifiers import SLOTS
 from protocol.messages import MAX_PAYLOAD_BYTES, Refusal, RefusalReason, Window
 
 _MAX_DEVICES = 4096
-_RETRY_AFTER_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class AdmissionLimits:
     bytes_burst: float = 2_097_152.0
     refusals_s: float = 5.0
     refusals_burst: float = 5.0
+    flood: FloodLimits = field(default_factory=FloodLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +52,18 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A payload that is not taken. `reply` is None when nobody is to be told (again)."""
+    """A payload that is not taken.
+
+    Attributes:
+        reply: None when the device is not to be told (again).
+        flood: what it is part of, when the fleet is to be told (again).
+    """
 
     device: str
     slot: int
     reason: str
     reply: Refusal | None
-
-
-@dataclass(slots=True)
-class TokenBucket:
-    """Holds at most `burst`, refills at `rate` per second."""
-
-    rate: float
-    burst: float
-    level: float
-    at_s: float
-
-    def take(self, amount: float, now_s: float) -> bool:
-        """Whether `amount` was there; a refusal takes nothing."""
-        self.level = min(self.burst, self.level + self.rate * max(0.0, now_s - self.at_s))
-        self.at_s = now_s
-        if amount > self.level:
-            return False
-        self.level -= amount
-        return True
+    flood: Flood | None = None
 
 
 @dataclass(slots=True)
@@ -79,6 +71,7 @@ class _Buckets:
     messages: TokenBucket
     bytes: TokenBucket
     refusals: TokenBucket
+    flood: FloodMeter
 
 
 @dataclass
@@ -92,6 +85,7 @@ class Admission:
     fleet: str
     verifier: str
     limits: AdmissionLimits = field(default_factory=AdmissionLimits)
+    quotas: Quotas = field(default_factory=Quotas)
     _devices: OrderedDict[str, _Buckets] = field(default_factory=OrderedDict)
 
     def admit(self, topic: str, payload: bytes, now_s: float, *, is_retained: bool) -> Admitted | Refused:
@@ -101,37 +95,37 @@ class Admission:
             return Refused("", 0, "foreign_topic", None)
         device, slot = names["d"], _slot(names["n"])
         if slot is None or is_retained:
-            return Refused(device, slot or 0, "bad_slot" if slot is None else "retained_window", None)
+            flood = self._buckets(device, now_s).flood.refused(len(payload), now_s, is_malformed=True)
+            reason = "bad_slot" if slot is None else "retained_window"
+            return Refused(device, slot or 0, reason, None, flood)
         return self._admit(device, slot, payload, now_s)
 
     def _admit(self, device: str, slot: int, payload: bytes, now_s: float) -> Admitted | Refused:
         buckets = self._buckets(device, now_s)
-        if not (buckets.messages.take(1.0, now_s) and buckets.bytes.take(len(payload), now_s)):
-            return self._refused(device, slot, "rate_limited", "too many messages or bytes", now_s)
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            detail = f"payload of {len(payload)} bytes exceeds {MAX_PAYLOAD_BYTES}"
-            return self._refused(device, slot, "too_large", detail, now_s)
-        try:
-            window = decode(Window, payload)
-        except MessageError as error:
-            return self._refused(device, slot, _reason(error), str(error), now_s)
-        return Admitted(device, slot, window, now_s)
+        fault = _fault_of_rate(buckets, len(payload), now_s) or _fault_of_size(payload)
+        fault = fault or self._fault_of_quota(device, len(payload), now_s)
+        if fault is None:
+            try:
+                return Admitted(device, slot, decode(Window, payload), now_s)
+            except MessageError as error:
+                fault = Fault(_reason(error), str(error))
+        flood = buckets.flood.refused(len(payload), now_s, is_malformed=fault.reason in _MALFORMED)
+        reply = _reply(fault) if buckets.refusals.take(1.0, now_s) else None
+        return Refused(device, slot, fault.reason, reply, flood)
 
-    def _refused(self, device: str, slot: int, reason: RefusalReason, detail: str, now_s: float) -> Refused:
-        if not self._buckets(device, now_s).refusals.take(1.0, now_s):
-            return Refused(device, slot, reason, None)
-        retry_after_s = _RETRY_AFTER_S if reason == "rate_limited" else 0.0
-        reply = Refusal(reason=reason, detail=detail[:300], retry_after_s=retry_after_s)
-        return Refused(device, slot, reason, reply)
+    def _fault_of_quota(self, device: str, n_bytes: int, now_s: float) -> Fault | None:
+        excess = self.quotas.take_bytes(device, n_bytes, now_s)
+        return Fault(excess.reason, excess.detail, excess.retry_after_s) if excess else None
 
     def _buckets(self, device: str, now_s: float) -> _Buckets:
         buckets = self._devices.get(device)
         if buckets is None:
             limits = self.limits
             buckets = self._devices[device] = _Buckets(
-                TokenBucket(limits.messages_s, limits.messages_burst, limits.messages_burst, now_s),
-                TokenBucket(limits.bytes_s, limits.bytes_burst, limits.bytes_burst, now_s),
-                TokenBucket(limits.refusals_s, limits.refusals_burst, limits.refusals_burst, now_s),
+                TokenBucket.full(limits.messages_s, limits.messages_burst, now_s),
+                TokenBucket.full(limits.bytes_s, limits.bytes_burst, now_s),
+                TokenBucket.full(limits.refusals_s, limits.refusals_burst, now_s),
+                FloodMeter(limits.flood, now_s),
             )
             if len(self._devices) > _MAX_DEVICES:
                 self._devices.popitem(last=False)
@@ -145,6 +139,24 @@ def _slot(text: str) -> int | None:
     return slot if slot in SLOTS else None
 
 
+def _fault_of_rate(buckets: _Buckets, n_bytes: int, now_s: float) -> Fault | None:
+    if buckets.messages.take(1.0, now_s) and buckets.bytes.take(n_bytes, now_s):
+        return None
+    return _TOO_FAST
+
+
+def _fault_of_size(payload: bytes) -> Fault | None:
+    if len(payload) <= MAX_PAYLOAD_BYTES:
+        return None
+    return Fault("too_large", f"payload of {len(payload)} bytes exceeds {MAX_PAYLOAD_BYTES}")
+
+
+def _reply(fault: Fault) -> Refusal:
+    return Refusal(reason=fault.reason, detail=fault.detail[:300], retry_after_s=fault.retry_after_s)
+
+
+_TOO_FAST = Fault("rate_limited", "too many messages or bytes", 1.0)
+_MALFORMED = frozenset({"bad_message", "wrong_version", "too_large"})
 _DECODE_REASONS: dict[str, RefusalReason] = {"too_large": "too_large", "wrong_version": "wrong_version"}
 
 

@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_verifier.admission import AdmissionLimits
 from edge_verifier.checkpoints import CheckpointRule
+from edge_verifier.flood import FloodLimits
 from edge_verifier.planner import PlannerLimits
 from edge_verifier.policies import POLICIES, Deadline, Policy, PolicyName, Static
+from edge_verifier.quota import Quota
 from edge_verifier.table_rules import TableRules
 from protocol.errors import ConfigError
 
@@ -36,6 +38,10 @@ class VerifierConfig(BaseModel):
         display_rate_tokens_s: how fast users read; sets whose window is most urgent.
         keep_checkpoints: False keeps every conversation out of the broker.
         messages_s, bytes_s: per device; more is refused.
+        quota_sessions, quota_tokens_minute, quota_tokens_day, quota_bytes_day: per device, where the fleet
+            has not decided otherwise; None is no limit.
+        flood_refused_s: refused payloads per second of one device that, going on, make the fleet lock it out.
+        flood_burst: refused payloads beyond that rate which are forgiven.
         keepalive_s: a dead verifier is noticed after at most 1.5 times this.
         advert_s: least time between adverts that change nothing but the price.
         step_log_level: of the line per step.
@@ -59,6 +65,12 @@ class VerifierConfig(BaseModel):
     keep_checkpoints: bool = True
     messages_s: float = Field(default=500.0, gt=0.0)
     bytes_s: float = Field(default=1_048_576.0, gt=0.0)
+    quota_sessions: int | None = Field(default=8, ge=0)
+    quota_tokens_minute: int | None = Field(default=None, ge=0)
+    quota_tokens_day: int | None = Field(default=None, ge=0)
+    quota_bytes_day: int | None = Field(default=None, ge=0)
+    flood_refused_s: float = Field(default=500.0, gt=0.0)
+    flood_burst: float = Field(default=3500.0, gt=0.0)
     keepalive_s: int = Field(default=5, ge=1, le=5)
     advert_s: float = Field(default=30.0, gt=0.0)
     step_log_level: Literal["debug", "info"] = "debug"
@@ -135,6 +147,13 @@ class VerifierConfig(BaseModel):
             messages_burst=max(1.0, self.messages_s / 2),
             bytes_s=self.bytes_s,
             bytes_burst=max(65_536.0, 2 * self.bytes_s),
+            flood=FloodLimits(self.flood_refused_s, self.flood_burst),
+        )
+
+    def default_quota(self) -> Quota:
+        """What a device may use when the fleet has not decided otherwise."""
+        return Quota(
+            self.quota_sessions, self.quota_tokens_minute, self.quota_tokens_day, self.quota_bytes_day
         )
 
 

@@ -48,6 +48,9 @@ class Metrics:
         self._refusals = Counter(
             "sled_refusals", "Windows and payloads refused", ["reason", "device"], registry=self.registry
         )
+        self._floods = Counter(
+            "sled_flood_complaints", "Complaints about devices that flood", ["device"], registry=self.registry
+        )
         self._devices: set[str] = set()
 
     def stepped(self, record: StepRecord) -> None:
@@ -66,11 +69,11 @@ class Metrics:
 
     def refused(self, reason: str, device: str) -> None:
         """Count a refusal, answered or not."""
-        if device not in self._devices:
-            if len(self._devices) >= _MAX_DEVICES:
-                device = "other"
-            self._devices.add(device)
-        self._refusals.labels(reason, device).inc()
+        self._refusals.labels(reason, self._label(device)).inc()
+
+    def flooded(self, device: str) -> None:
+        """Count a complaint to the fleet."""
+        self._floods.labels(self._label(device)).inc()
 
     def dropped(self, reason: str) -> None:
         """Count a window that needs no answer."""
@@ -84,6 +87,17 @@ class Metrics:
     def n_refused(self, reason: str, device: str) -> int:
         """Refusals counted so far."""
         return int(self.registry.get_sample_value("sled_refusals_total", _labels(reason, device)) or 0)
+
+    def n_complaints(self, device: str) -> int:
+        """Complaints counted so far."""
+        return int(self.registry.get_sample_value("sled_flood_complaints_total", {"device": device}) or 0)
+
+    def _label(self, device: str) -> str:
+        if device not in self._devices:
+            if len(self._devices) >= _MAX_DEVICES:
+                return "other"
+            self._devices.add(device)
+        return device
 
     def serve(self, port: int, address: str) -> MetricsEndpoint:
         """Serve the registry over HTTP.

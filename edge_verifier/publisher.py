@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 
 from edge_verifier.checkpoints import CLEARED, payload_and_expiry
+from edge_verifier.flood import Flood
 from protocol import topics
 from protocol.codec import encode
 from protocol.errors import LinkError
 from protocol.link import Link
-from protocol.messages import Checkpoint, Refusal, Verdict, VerifierStatus
+from protocol.messages import Checkpoint, Complaint, Refusal, Verdict, VerifierStatus
 
 _logger = logging.getLogger(__name__)
 
@@ -40,6 +41,16 @@ class Publisher:
     def clear_checkpoint(self, device: str, slot: int) -> None:
         """See `Outlet.clear_checkpoint`."""
         self._publish(self._topic(topics.STATE, device, slot), CLEARED, is_retained=True)
+
+    def complain(self, device: str, flood: Flood) -> None:
+        """Tell the fleet of a device that floods."""
+        told = Complaint(
+            device=device,
+            refused_s=round(flood.refused_s, 1),
+            refused_bytes_s=round(flood.refused_bytes_s, 1),
+            lasted_s=round(flood.lasted_s, 3),
+        )
+        self._publish(topics.COMPLAINT.topic(self._fleet, v=self._verifier), encode(told))
 
     def advertise(self, status: VerifierStatus) -> None:
         """Put the advert there, now and at every connect."""

@@ -13,20 +13,24 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from edge_verifier.admission import Admission, Admitted, Refused
 from edge_verifier.advert import Advert, AdvertPace
 from edge_verifier.conductor import Conductor, Flight
 from edge_verifier.config import VerifierConfig
 from edge_verifier.engine import Engine
+from edge_verifier.flood import Flood
 from edge_verifier.freed_memory import FreedMemory
 from edge_verifier.mailbox import Mailbox
 from edge_verifier.metrics import Metrics, MetricsEndpoint
 from edge_verifier.planner import Planner
 from edge_verifier.publisher import Publisher
+from edge_verifier.quota import Quotas
 from edge_verifier.step_log import StepLog
 from edge_verifier.step_record import StepRecords
 from edge_verifier.table import SessionTable
+from edge_verifier.usage_file import UsageFile
 from protocol import topics
 from protocol.codec import decode, encode
 from protocol.errors import MessageError, ModelError
@@ -44,7 +48,7 @@ from protocol.link import (
     Traffic,
     Will,
 )
-from protocol.messages import VerifierDesired
+from protocol.messages import Quota, VerifierDesired
 
 _logger = logging.getLogger(__name__)
 
@@ -75,7 +79,13 @@ class _Maintenance:
     is_draining: bool
 
 
-_Event = Connected | Flight | Refused | _Drain | _Maintenance
+@dataclass(frozen=True, slots=True)
+class _Complain:
+    device: str
+    flood: Flood
+
+
+_Event = Connected | Flight | Refused | _Drain | _Maintenance | _Complain
 
 
 class VerifierService:
@@ -84,6 +94,7 @@ class VerifierService:
     Args:
         endpoint: the broker's listener for backends, with the files of the identity `verifier.{name}`.
         name: the verifier's name in topics.
+        usage_file: keeps what devices have used within a day over restarts; None keeps nothing.
 
     Raises:
         ConfigError: a name is not legal.
@@ -98,6 +109,7 @@ class VerifierService:
         name: str,
         config: VerifierConfig | None = None,
         *,
+        usage_file: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_name("fleet", fleet)
@@ -109,13 +121,15 @@ class VerifierService:
         self._name = name
         self._desired_topic = topics.VERIFIER_DESIRED.topic(fleet, v=name)
         self._mailbox: Mailbox[_Event, Admitted] = Mailbox(clock=clock)
-        self._admission = Admission(fleet, name, config.admission_limits())
+        self._quotas = Quotas(config.default_quota())
+        self._usage_file = UsageFile(usage_file, self._quotas, clock) if usage_file else None
+        self._admission = Admission(fleet, name, config.admission_limits(), self._quotas)
         self._advert = Advert(engine.info, new_incarnation(), AdvertPace(config.advert_s))
         self._link = self._new_link(endpoint, fleet, name)
         self._publisher = Publisher(self._link, fleet, name)
         self._conductor = Conductor(
             engine,
-            SessionTable(engine.info, config.table_rules()),
+            SessionTable(engine.info, config.table_rules(), self._quotas),
             Planner(config.policy_object(), config.planner_limits()),
             self._publisher,
             self._step_done,
@@ -166,6 +180,8 @@ class VerifierService:
             return
         if self.config.metrics_port is not None:
             self._metrics_endpoint = self.metrics.serve(self.config.metrics_port, self.config.metrics_address)
+        if self._usage_file is not None:
+            self._usage_file.start()
         self._thread.start()
         self._link.start()
 
@@ -186,6 +202,8 @@ class VerifierService:
             self._thread.join()
         self._link.stop(farewell=(self._publisher.status_topic, encode(self._advert.farewell)))
         self._conductor.close()
+        if self._usage_file is not None:
+            self._usage_file.stop()
         if self._metrics_endpoint is not None:
             self._metrics_endpoint.stop()
             self._metrics_endpoint = None
@@ -221,7 +239,8 @@ class VerifierService:
         )
         link = Link(endpoint, options, self._on_link_event, self._clock)
         windows = Subscription(topics.WINDOW.filter(fleet, v=name), 1, retain_handling=2)
-        link.subscribe([windows, Subscription(self._desired_topic)])
+        quotas = Subscription(topics.QUOTA.filter(fleet))
+        link.subscribe([quotas, Subscription(self._desired_topic), windows])
         return link
 
     def _on_link_event(self, event: LinkEvent) -> None:
@@ -234,6 +253,8 @@ class VerifierService:
                 _logger.warning("the broker refused a message: 0x%02x", reason_code)
             case Connected():
                 self._mailbox.put_event(event)
+            case Received(topic, payload) if (names := topics.QUOTA.parse(topic)) is not None:
+                self._on_quota(names["d"], payload)
             case Disconnected(reason):
                 _logger.warning("the link is down: %s", reason)
 
@@ -253,6 +274,13 @@ class VerifierService:
             if not self._mailbox.put_window(taken.device, taken):
                 self.metrics.refused("queue_full", taken.device)
             return
+    def _on_quota(self, device: str, payload: bytes) -> None:
+        """What cannot be read changes nothing: a limit in force is not lifted by mistake."""
+        try:
+            self._quotas.override(device, decode(Quota, payload) if payload else None)
+        except MessageError as error:
+            _logger.warning("quota of device %s ignored: %s", device, error)
+
         self.metrics.refused(taken.reason, taken.device)
         if taken.reply is not None:
             self._mailbox.put_event(taken, may_be_lost=True)
@@ -262,6 +290,8 @@ class VerifierService:
 
     # ---- service thread
 
+        if taken.flood is not None:
+            self._mailbox.put_event(_Complain(taken.device, taken.flood))
     def _run(self) -> None:
         try:
             self._serve()
@@ -300,6 +330,10 @@ class VerifierService:
                 if self._n_connects > 1:
                     self._write_checkpoints_again()
             case _Drain(until_s):
+            case _Complain(device, flood):
+                _logger.warning("device %s floods: %.0f payloads/s refused", device, flood.refused_s)
+                self.metrics.flooded(device)
+                self._publisher.complain(device, flood)
                 self._conductor.table.is_draining = True
                 self._drain_until_s = until_s
             case _Maintenance(is_draining):

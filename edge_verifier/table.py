@@ -21,6 +21,7 @@ from edge_verifier.effects import (
 )
 from edge_verifier.engine import EngineInfo
 from edge_verifier.kv_budget import KvBudget
+from edge_verifier.quota import Quotas, n_tokens
 from edge_verifier.session import MAX_AHEAD, Session
 from edge_verifier.strangers import Strangers
 from edge_verifier.table_rules import TableRules
@@ -47,14 +48,20 @@ class _Incoming:
 class SessionTable:
     """All sessions of one verifier.
 
+    Args:
+        quotas: what devices may use; without them there is no limit but the engine's.
+
     Attributes:
         price: current price, put into refusals and immediate verdicts.
         is_draining: True refuses new sessions; those that exist go on.
         backlog_s: how long the prompts that wait will take; beyond the rules' bound openings are refused.
     """
 
-    def __init__(self, info: EngineInfo, rules: TableRules | None = None) -> None:
+    def __init__(
+        self, info: EngineInfo, rules: TableRules | None = None, quotas: Quotas | None = None
+    ) -> None:
         self._info = info
+        self._quotas = quotas or Quotas()
         self._rules = rules or TableRules()
         self._max_context = longest_text(info)
         self._by_key: dict[tuple[str, int], Session] = {}
@@ -104,7 +111,7 @@ class SessionTable:
             return self._retire(session, is_clearing=True)
         if window.generation == session.generation and (known := _known_round(session, window)):
             return [known]
-        fault = find_fault(window, self._info)
+        fault = find_fault(window, self._info) or self._quota_fault(incoming)
         return self._refused(incoming, fault) if fault else self._take(session, incoming)
 
     def _on_stranger(self, incoming: _Incoming) -> list[Effect]:
@@ -115,7 +122,8 @@ class SessionTable:
             is_slot_free = key not in self._by_key
             return [ClearCheckpoint(*key) if is_slot_free else Drop("unknown_session")]
         if window.opening is not None:
-            fault = find_fault(window, self._info) or self._admission_fault(incoming)
+            fault = find_fault(window, self._info) or self._quota_fault(incoming)
+            fault = fault or self._admission_fault(incoming)
             return self._refused(incoming, fault) if fault else self._open(incoming)
         if not self._strangers.is_to_be_told(key, window.uid, window.generation, incoming.now_s):
             return [Drop("unknown_session")]
@@ -129,6 +137,10 @@ class SessionTable:
             detail = f"prompts wait for {self.backlog_s:.1f} s already"
             return Fault("busy", detail, self._strangers.wait_s(self.backlog_s))
         staying = [session for session in self._by_sid.values() if not self._may_go(session, incoming)]
+        n_allowed = self._quotas.of(incoming.device).sessions
+        if n_allowed is not None and sum(each.device == incoming.device for each in staying) >= n_allowed:
+            detail = f"this device's quota of {n_allowed} sessions at a time is in use"
+            return Fault("quota_sessions", detail, self._strangers.wait_s(1.0) if n_allowed else 0.0)
         if len(staying) >= self.capacity:
             return Fault("busy", f"all {self.capacity} sessions are in use", self._strangers.wait_s(1.0))
         n_context = len(incoming.window.context or ())
@@ -138,6 +150,10 @@ class SessionTable:
         wait_s = 1.0 + self._budget.n_waiting / max(1, len(staying))
         detail = f"the memory of {len(staying)} sessions is in use, {self._budget.n_waiting} wait for some"
         return Fault("busy", detail, self._strangers.wait_s(wait_s))
+
+    def _quota_fault(self, incoming: _Incoming) -> Fault | None:
+        excess = self._quotas.tokens_excess(incoming.device, n_tokens(incoming.window), incoming.now_s)
+        return Fault(excess.reason, excess.detail, excess.retry_after_s) if excess else None
 
     def _may_go(self, session: Session, incoming: _Incoming) -> bool:
         """Whether a session would make room for an opening."""
@@ -163,8 +179,15 @@ class SessionTable:
         return effects + self._take(session, incoming)
 
     def _make_room(self, incoming: _Incoming) -> list[Effect]:
-        """Drop idle sessions until the opening fits."""
+        """Drop idle sessions until the opening fits; of a device at its quota, its own."""
         effects: list[Effect] = []
+        n_allowed = self._quotas.of(incoming.device).sessions
+        own = [session for session in self._by_sid.values() if session.device == incoming.device]
+        if n_allowed is not None and len(own) >= n_allowed:
+            idle = sorted((each for each in own if self._is_idle(each, incoming.now_s)), key=_active_s)
+            effects += [
+                effect for each in idle[: len(own) + 1 - n_allowed] for effect in self._forget(each)
+            ]
         n_context = len(incoming.window.context or ())
         while len(self._by_sid) >= self.capacity or not self._budget.is_room(
             incoming.key, n_context, self._by_sid.values(), incoming.now_s
@@ -215,7 +238,7 @@ class SessionTable:
             return self._refused(incoming, Fault("prefix_mismatch", detail))
         session.begin(window.opening, self._info.target, window.context, window.generation)
         session.limit = self._capped(window.limit)
-        session.hold(window, incoming.arrived_s)
+        self._hold(session, incoming)
         effects: list[Effect] = [Cancel(session.sid), *self._advance(session, incoming.now_s)]
         return effects + self._checkpoint_of_opening(session)
 
@@ -231,8 +254,13 @@ class SessionTable:
         if window.context is not None:
             session.append_context(window.context)
             session.limit = self._capped(window.limit)
-        session.hold(window, incoming.arrived_s)
+        self._hold(session, incoming)
         return effects + self._advance(session, incoming.now_s)
+
+    def _hold(self, session: Session, incoming: _Incoming) -> None:
+        """The window waits for its step; from here on it counts."""
+        session.hold(incoming.window, incoming.arrived_s)
+        self._quotas.spend_tokens(incoming.device, n_tokens(incoming.window), incoming.now_s)
 
     def _capped(self, limit: int | None) -> int:
         return self._max_context if limit is None else min(limit, self._max_context)
@@ -342,7 +370,7 @@ class SessionTable:
 
     def _idle_longest(self, now_s: float) -> Session | None:
         idle = (session for session in self._by_sid.values() if self._is_idle(session, now_s))
-        return min(idle, key=lambda session: session.active_s, default=None)
+        return min(idle, key=_active_s, default=None)
 
     def _is_idle(self, session: Session, now_s: float) -> bool:
         """Whether it may be dropped: its turn is over, or its device is silent in the middle of one."""
@@ -367,6 +395,10 @@ class SessionTable:
         window = incoming.window
         message = refusal(window.uid, window.generation, window.round, fault, self.price)
         return [Reply(*incoming.key, message)]
+
+def _active_s(session: Session) -> float:
+    return session.active_s
+
 
 
 def _known_round(session: Session, window: Window) -> Effect | None:

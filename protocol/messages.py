@@ -39,6 +39,9 @@ RefusalReason = Literal[
     "busy",
     "draining",
     "rate_limited",
+    "quota_sessions",
+    "quota_tokens",
+    "quota_bytes",
     "internal_error",
 ]
 
@@ -258,6 +261,39 @@ class SessionHealth(BaseModel):
     n_drafted: Counter = 0
     n_accepted: Counter = 0
     is_active: bool = False
+
+
+class Complaint(Message):
+    """Verifier to fleet: a device sends far more than it may, and goes on; repeated while it does.
+
+    Attributes:
+        refused_s, refused_bytes_s: payloads and their bytes that the verifier refuses, per second.
+        lasted_s: for how long so far.
+    """
+
+    device: str = Field(pattern=r"^[a-z0-9-]{1,48}$")
+    refused_s: float = Field(ge=0.0)
+    refused_bytes_s: float = Field(ge=0.0)
+    lasted_s: float = Field(ge=0.0)
+
+
+Limit = Annotated[int, Field(ge=0, lt=1 << 53)] | Literal["unlimited"] | None
+"""None leaves it to the verifier's own setting."""
+
+
+class Quota(Message):
+    """What one device may use of each verifier, where that differs from the verifier's own settings.
+
+    Attributes:
+        sessions: open at the same time; 0 locks it out of the target.
+        tokens_minute, tokens_day: computed by the target: contexts, drafts, and one more per window.
+        bytes_day: of the windows' payloads.
+    """
+
+    sessions: Limit = None
+    tokens_minute: Limit = None
+    tokens_day: Limit = None
+    bytes_day: Limit = None
 
 
 class DeviceStatus(Message):

@@ -18,11 +18,13 @@ from protocol.messages import (
     Checkpoint,
     CommandRequest,
     CommandResponse,
+    Complaint,
     Desired,
     DeviceStatus,
     EnrollRequest,
     EnrollResponse,
     Message,
+    Quota,
     Reported,
     Telemetry,
     Verdict,
@@ -105,6 +107,8 @@ VERIFIER_DESIRED = Channel(
     VerifierDesired,
     is_retained=True,
 )
+COMPLAINT = Channel("complaint", "verifier/{v}/complaint", Role.VERIFIER, (Role.FLEET,), Complaint)
+"""About a device that floods, named by the topic of what it sent, which the broker has bound to it."""
 WINDOW = Channel(
     "window", "verifier/{v}/device/{d}/session/{n}/window", Role.DEVICE, (Role.VERIFIER,), Window
 )
@@ -150,6 +154,7 @@ COMMAND_RESPONSE = Channel(
 )
 TELEMETRY = Channel("telemetry", "device/{d}/telemetry", Role.DEVICE, (Role.FLEET,), Telemetry, qos=0)
 LOG = Channel("log", "device/{d}/log", Role.DEVICE, (Role.FLEET,), None, qos=0)
+QUOTA = Channel("quota", "device/{d}/quota", Role.FLEET, (Role.VERIFIER, Role.FLEET), Quota, is_retained=True)
 GROUP_DESIRED = Channel(
     "group_desired", "group/{g}/desired", Role.FLEET, (Role.DEVICE, Role.FLEET), Desired, is_retained=True
 )
@@ -184,6 +189,7 @@ CLAIM_MOUNT = "claim/"
 CHANNELS: tuple[Channel, ...] = (
     VERIFIER_STATUS,
     VERIFIER_DESIRED,
+    COMPLAINT,
     WINDOW,
     VERDICT,
     STATE,
@@ -194,6 +200,7 @@ CHANNELS: tuple[Channel, ...] = (
     COMMAND_RESPONSE,
     TELEMETRY,
     LOG,
+    QUOTA,
     GROUP_DESIRED,
     OPERATOR_MARKER,
     ROLLOUT,

@@ -48,6 +48,7 @@ def test_the_table_is_the_documented_one() -> None:
     assert rows == {
         "verifier_status": ("verifier", 1, True),
         "verifier_desired": ("fleet", 1, True),
+        "complaint": ("verifier", 1, False),
         "window": ("device", 1, False),
         "verdict": ("verifier", 1, False),
         "state": ("verifier", 1, True),
@@ -58,6 +59,7 @@ def test_the_table_is_the_documented_one() -> None:
         "command_response": ("device", 1, True),
         "telemetry": ("device", 0, False),
         "log": ("device", 0, False),
+        "quota": ("fleet", 1, True),
         "group_desired": ("fleet", 1, True),
         "operator_marker": ("fleet", 0, False),
         "rollout": ("fleet", 1, True),
