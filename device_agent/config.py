@@ -8,8 +8,9 @@
     models/         the draft model
     journal/        what the device must not forget
 
-Later sources win: device.toml, then environment variables `SLED_DEVICE_<SECTION>_<KEY>` (such as
-`SLED_DEVICE_SETTINGS_TEMPERATURE=0`), then overrides that the user typed (`{"settings.temperature": 0}`).
+Later sources win: device.toml, then for the model what the fleet has delivered (`models/slots.json`), then
+environment variables `SLED_DEVICE_<SECTION>_<KEY>` (such as `SLED_DEVICE_SETTINGS_TEMPERATURE=0`), then
+overrides that the user typed (`{"settings.temperature": 0}`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from device_agent.delivery.slots import read_slots
 from device_agent.settings import Settings, unknown_key
 from protocol.errors import ConfigError
 from protocol.link_types import Endpoint, TlsFiles
@@ -77,7 +79,12 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 
 
 class DeviceConfig(BaseModel):
-    """A device's whole configuration, checked and frozen."""
+    """A device's whole configuration, checked and frozen.
+
+    Attributes:
+        model: the draft model in use: a delivered one, else that of device.toml.
+        own_model: that of device.toml; None when it is in use.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -86,6 +93,7 @@ class DeviceConfig(BaseModel):
     broker: Broker
     model: Model
     settings: Settings = Settings()
+    own_model: Model | None = None
 
     @classmethod
     def load(
@@ -110,12 +118,15 @@ class DeviceConfig(BaseModel):
                 _put(tables, _environment_key(name), text, source=name)
         for key, value in (overrides or {}).items():
             _put(tables, key, value, source="override")
+        model = _checked(Model, "model", tables, home)
+        delivered = None if _is_model_named(overrides, environment) else _delivered_model(home)
         return cls(
             home=home,
             identity=_checked(Identity, "identity", tables, home),
             broker=_checked(Broker, "broker", tables, home),
-            model=_checked(Model, "model", tables, home),
+            model=delivered or model,
             settings=_checked(Settings, "settings", tables, home),
+            own_model=model if delivered else None,
         )
 
     @property
@@ -172,6 +183,18 @@ def _put(tables: dict[str, dict[str, Any]], dotted: str, value: object, *, sourc
 def _environment_key(name: str) -> str:
     section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
     return f"{section}.{key}"
+
+
+def _is_model_named(overrides: Mapping[str, Any] | None, environment: Mapping[str, str] | None) -> bool:
+    """Whether somebody says by hand which model to use."""
+    return any(key.startswith("model.") for key in overrides or {}) or any(
+        name.startswith(f"{ENVIRONMENT_PREFIX}MODEL_") for name in environment or {}
+    )
+
+
+def _delivered_model(home: Path) -> Model | None:
+    slots = read_slots(home)
+    return None if slots is None else Model.model_validate(slots.current.model_dump())
 
 
 def _parsed(text: str) -> object:

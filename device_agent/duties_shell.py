@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from device_agent.command_desk import RunCommand
+from device_agent.durable_file import replace_durably
 from device_agent.duties import (
     Action,
     ApplySettings,
@@ -60,7 +60,7 @@ class DutiesShell:
     def _do(self, link: Link, action: Action) -> None:
         match action:
             case Save(content):
-                _replace_durably(self._file, content)
+                replace_durably(self._file, content)
             case Retain(topic, payload):
                 link.retain(topic, payload)
             case Send(topic, payload):
@@ -83,13 +83,3 @@ class DutiesShell:
             self.perform(link, self.duties.command_finished(command.id, error=str(error)))
         else:
             self.perform(link, self.duties.command_finished(command.id, result=result))
-
-
-def _replace_durably(file: Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(file)

@@ -22,9 +22,7 @@ def _patterns(text: str) -> list[str]:
 def test_what_a_device_may_write_is_a_finite_set_of_topics() -> None:
     """A wildcard there would let one device make the broker retain without end."""
     writable = [line for line in _patterns(render_acl("f", BACKENDS)) if line.startswith("pattern write")]
-    assert (
-        len(writable) == 2 * 2 * 8 + 8
-    )  # windows and states of two verifiers; seven channels; one enrolment
+    assert len(writable) == 2 * 2 * 8 + 8  # windows, states; seven channels; one enrolment
     assert not [line for line in writable if "+" in line or "#" in line]
 
 

@@ -1,0 +1,1 @@
+"""Delivery of draft models over the network: fetched, checked, tried, put to use, and taken back."""

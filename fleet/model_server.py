@@ -1,0 +1,155 @@
+"""Hands models out over MQTT: devices ask for blocks of what they were offered, and get them, in turn.
+
+A part of the always-on operator service, with a connection of its own, so that no answer waits behind a model.
+Nothing is remembered: a device asks again for what does not come, also after this has been killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fleet.block_queue import BlockQueue
+from protocol.codec import decode
+from protocol.errors import LinkError, MessageError
+from protocol.link import Endpoint, Link, LinkEvent, LinkOptions, Received, Subscription
+from protocol.model_block import BLOCK_BYTES, ModelBlock
+from protocol.model_manifest import ModelManifest
+from protocol.model_messages import ModelOffer, ModelRequest
+from protocol.topics import MODEL_BLOCK, MODEL_OFFER, MODEL_REQUEST, Role
+
+_logger = logging.getLogger(__name__)
+
+MODEL_SERVER = (Role.FLEET.value, "models")
+MAX_WAITING = 1_000
+"""Messages not looked at yet; more are dropped, as devices ask again."""
+MAX_QUEUED_BLOCKS = 2_000
+"""On their way to the broker: 31 MiB, the windows of 250 devices."""
+_CONNECT_S = 10.0
+
+
+class ModelServer:
+    """Serves the files `{sha256}.gguf` of one directory; a context manager.
+
+    Args:
+        endpoint: the backend listener with the identity `fleet.models`.
+        directory: where models are staged; may be empty or missing, and may grow.
+
+    Attributes:
+        n_sent_bytes: of blocks, without headers.
+
+    Raises:
+        LinkError: on entering: the broker cannot be reached or refuses.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, fleet: str, directory: Path) -> None:
+        self._fleet = fleet
+        self._directory = directory
+        self._events: queue.Queue[Received | None] = queue.Queue(MAX_WAITING)
+        self._blocks = BlockQueue()
+        self._offered: dict[str, ModelManifest] = {}
+        identity = ".".join(MODEL_SERVER)
+        options = LinkOptions(identity, is_clean_start=True, session_expiry_s=0, max_queue=MAX_QUEUED_BLOCKS)
+        self._link = Link(endpoint, options, self._take)
+        self._thread = threading.Thread(target=self._run, name="model-server", daemon=True)
+        self.n_sent_bytes = 0
+
+    def __enter__(self) -> Self:
+        # At QoS 0: at QoS 1 the broker cuts a snapshot of many retained offers off at its queue limit.
+        filters = (MODEL_OFFER.filter(self._fleet), MODEL_REQUEST.filter(self._fleet))
+        self._link.subscribe([Subscription(each, qos=0) for each in filters])
+        self._thread.start()
+        self._link.start()
+        try:
+            self._link.wait_connected(_CONNECT_S)
+            self._link.wait_subscribed(_CONNECT_S)
+        except LinkError:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave; what was asked for and not sent is asked for again."""
+        self._events.put(None)
+        self._thread.join()
+        self._link.stop()
+
+    def _take(self, event: LinkEvent) -> None:
+        """On the network thread."""
+        if isinstance(event, Received):
+            try:
+                self._events.put_nowait(event)
+            except queue.Full:
+                _logger.warning("%d requests for models wait; one more was dropped", MAX_WAITING)
+
+    # ---- own thread
+
+    def _run(self) -> None:
+        while True:
+            try:
+                event = self._events.get(block=not len(self._blocks))
+            except queue.Empty:
+                self._guarded(None)
+                continue
+            if event is None:
+                return
+            self._guarded(event)
+
+    def _guarded(self, event: Received | None) -> None:
+        try:
+            if event is None:
+                self._send_next()
+            else:
+                self._handle(event)
+        except (MessageError, LinkError) as error:
+            _logger.info("request for a model not answered: %s", error)
+        except Exception:
+            _logger.exception("request for a model not answered: %s", event.topic if event else "")
+
+    def _handle(self, message: Received) -> None:
+        if (names := MODEL_OFFER.parse(message.topic)) is not None:
+            self._note_offer(names["d"], message.payload)
+        elif (names := MODEL_REQUEST.parse(message.topic)) is not None:
+            self._note_request(names["d"], decode(ModelRequest, message.payload))
+
+    def _note_offer(self, device: str, payload: bytes) -> None:
+        """What a device may have; devices check the signature, this only keeps them to their own."""
+        self._offered.pop(device, None)
+        self._blocks.drop(device)
+        if payload:
+            self._offered[device] = ModelManifest.parse(decode(ModelOffer, payload).manifest)
+
+    def _note_request(self, device: str, request: ModelRequest) -> None:
+        manifest = self._offered.get(device)
+        if manifest is None or request.model != manifest.key or not self._file(manifest).exists():
+            _logger.warning("device %s asks for model %s, which is not here for it", device, request.model)
+            self._publish(device, ModelBlock(request.model, 0, b""))
+            return
+        asked = (first + step for first, count in request.blocks for step in range(count))
+        self._blocks.add(device, (block for block in asked if block < manifest.n_blocks))
+
+    def _send_next(self) -> None:
+        if (turn := self._blocks.next()) is None:
+            return
+        device, index = turn
+        manifest = self._offered[device]
+        with self._file(manifest).open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), manifest.block_size(index), index * BLOCK_BYTES)
+        self._publish(device, ModelBlock(manifest.key, index, data))
+        self.n_sent_bytes += len(data)
+
+    def _file(self, manifest: ModelManifest) -> Path:
+        return self._directory / f"{manifest.sha256}.gguf"
+
+    def _publish(self, device: str, block: ModelBlock) -> None:
+        self._link.publish(MODEL_BLOCK.topic(self._fleet, d=device), block.encode(), qos=0)
