@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from device_agent.drafters import gguf_drafter, llamacpp, load_drafter
 from device_agent.drafters.gguf_drafter import GgufDrafter
+from protocol import gguf_file
 from protocol.errors import ModelError
 from protocol.fingerprint import file_sha256, vocabulary_fingerprint
 from protocol.messages import SamplerSettings
@@ -243,7 +244,7 @@ def test_weights_are_not_repacked_where_that_crashes(
     """x86 hosts with AMX cannot be had for every test run, so the parameter itself is pinned."""
     given: list[bool] = []
     load = llama_cpp.llama_model_load_from_file
-    monkeypatch.setattr(llamacpp, "_REPACKING_CRASHES", crashes)
+    monkeypatch.setattr(gguf_file, "_REPACKING_CRASHES", crashes)
     monkeypatch.setattr(
         llama_cpp,
         "llama_model_load_from_file",
