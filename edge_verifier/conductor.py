@@ -30,10 +30,10 @@ from edge_verifier.metrics import Metrics
 from edge_verifier.planner import Planner, Step, Wait
 from edge_verifier.step_record import StepRecord, StepRecords
 from edge_verifier.table import SessionTable
-from edge_verifier.verdicts import Timing, judge_rows, price_ms
+from edge_verifier.verdicts import Timing, judge_each, judged_window, price_ms
 from edge_verifier.window_checks import Fault, refusal
 from edge_verifier.work import Slice
-from protocol.coupling import Judgement
+from protocol.coupling import JudgedWindow, Judgement
 from protocol.messages import Checkpoint, Refusal, Verdict, Window
 
 _logger = logging.getLogger(__name__)
@@ -148,8 +148,8 @@ class Conductor:
         self._usual_sessions += 0.1 * (len(flight.pieces) - self._usual_sessions)
         self.table.price = price_ms(self.planner.cost.per_token_s, self._usual_sessions)
         tally = _Tally()
-        for i, piece in enumerate(flight.pieces):
-            self._land(flight, piece, result, i, tally)
+        for piece, verdict in zip(flight.pieces, self._judge(flight.pieces, result), strict=True):
+            self._land(flight, piece, verdict, result.step_s, tally)
         self._n_steps += 1
         record = StepRecord(
             number=self._n_steps,
@@ -220,17 +220,40 @@ class Conductor:
         for piece in pieces:
             self.perform(self.table.on_failed(piece.sid, _FAILED))
 
-    def _land(self, flight: Flight, piece: Slice, result: StepResult, row: int, tally: _Tally) -> None:
-        session = self.table.wanted_by(piece)
-        if session is None or piece.pending is None:
+    def _judge(self, pieces: Sequence[Slice], result: StepResult) -> list[Judgement | Exception | None]:
+        """What the target says to each window that is still wanted; an error concerns one session only."""
+        windows: dict[int, JudgedWindow] = {}
+        for i, piece in enumerate(pieces):
+            session = self.table.wanted_by(piece)
+            if session is not None and piece.pending is not None:
+                windows[i] = judged_window(session, piece.pending, result.logits[i])
+        found: list[Judgement | Exception | None] = [None] * len(pieces)
+        for i, judgement in zip(windows, judge_each(list(windows.values())), strict=True):
+            found[i] = judgement
+        return found
+
+    def _land(
+        self,
+        flight: Flight,
+        piece: Slice,
+        judgement: Judgement | Exception | None,
+        step_s: float,
+        tally: _Tally,
+    ) -> None:
+        if isinstance(judgement, Exception):
+            session = self.table.get(piece.sid)
+            name = "gone" if session is None else f"{session.uid} of device {session.device}"
+            _logger.error("session %s cannot be judged", name, exc_info=judgement)
+            self.perform(self.table.on_failed(piece.sid, _FAILED))
+            return
+        if judgement is None or piece.pending is None:
             self.perform(self.table.on_landed(piece, self._clock()))
             return
         try:
-            judgement = judge_rows(piece.pending, result.logits[row], session.settings, session.ends)
-            timing = Timing(self.table.price, flight.submitted_s - piece.pending.arrived_s, result.step_s)
+            timing = Timing(self.table.price, flight.submitted_s - piece.pending.arrived_s, step_s)
             self._judged(piece, judgement, timing)
         except Exception:
-            _logger.exception("session %s of device %s cannot be judged", session.uid, session.device)
+            _logger.exception("the judgement of session %s cannot be settled", piece.sid)
             self.perform(self.table.on_failed(piece.sid, _FAILED))
             return
         tally.n_drafted += len(piece.pending.draft)

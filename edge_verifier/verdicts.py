@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +11,10 @@ from numpy.typing import NDArray
 
 from edge_verifier.session import Session
 from edge_verifier.work import Pending
-from protocol.coupling import Ends, Judgement, judge
-from protocol.messages import SamplerSettings, Verdict, Window
+from protocol.coupling import JudgedWindow, Judgement, judge, judge_together
+from protocol.messages import Verdict, Window
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +32,32 @@ class Timing:
     engine_s: float = 0.0
 
 
-def judge_rows(
-    pending: Pending, logits: NDArray[np.float32], settings: SamplerSettings, ends: Ends
-) -> Judgement:
-    """Judge a window whose text ends right before its base.
+def judged_window(session: Session, pending: Pending, logits: NDArray[np.float32]) -> JudgedWindow:
+    """A window whose text ends right before its base, with the logits [n, vocab] that judge it.
 
-    Args:
-        logits: [n, vocab]; row i predicts index `base + i`. n may be below len(draft) + 1 when the turn ends
-            within the window: rows after the end are never asked for.
-
-    Raises:
-        ModelError: a logit is not finite.
+    n may be below len(draft) + 1 when the turn ends within the window: rows after the end are not needed.
     """
-    return judge(lambda i: logits[i], pending.draft, settings, pending.base, ends)
+    return JudgedWindow(logits, pending.draft, session.settings, pending.base, session.ends)
+
+
+def judge_each(windows: Sequence[JudgedWindow]) -> list[Judgement | Exception]:
+    """Judge the windows of one step together; an error in one, given in its place, harms no other."""
+    try:
+        judgements = judge_together(windows)
+    except Exception:
+        _logger.exception("%d windows cannot be judged together", len(windows))
+        judgements = [None] * len(windows)
+    return [
+        _judge_alone(window) if judgement is None else judgement
+        for window, judgement in zip(windows, judgements, strict=True)
+    ]
+
+
+def _judge_alone(window: JudgedWindow) -> Judgement | Exception:
+    try:
+        return judge(lambda i: window.logits[i], window.draft, window.settings, window.base, window.ends)
+    except Exception as error:  # noqa: BLE001 - the owner logs it with the session's id
+        return error
 
 
 def verdict_of(session: Session, pending: Pending, judgement: Judgement, timing: Timing) -> Verdict:

@@ -10,9 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from protocol.messages import Finished, SamplerSettings
 from protocol.sampler import Logits, choose
+from protocol.sampler_rows import ChoiceRow, choose_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,60 @@ def judge(
         if finished is not None or not is_accepted:
             return Judgement(tuple(tokens), i + int(is_accepted), finished)
     raise AssertionError("unreachable: the last row has no draft to accept")
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedWindow:
+    """A window and the logits that judge it.
+
+    Attributes:
+        logits: [n, vocab]; row i predicts index `base + i`. n may be below len(draft) + 1 where the turn ends
+            within the window.
+    """
+
+    logits: NDArray[np.floating[Any]]
+    draft: Sequence[int]
+    settings: SamplerSettings
+    base: int
+    ends: Ends
+
+
+def judge_together(windows: Sequence[JudgedWindow]) -> list[Judgement | None]:
+    """Judge windows of many sessions: what `judge` says of each, in less time than one after the other.
+
+    Position by position over all windows, so that nothing is chosen beyond a window's first mismatch or end.
+
+    Returns:
+        None for windows with logits that are not finite where they count; `judge` raises for these.
+    """
+    tokens: list[list[int]] = [[] for _ in windows]
+    judgements: list[Judgement | None] = [None] * len(windows)
+    going_on = [*range(len(windows))]
+    while going_on:
+        rows = [
+            ChoiceRow(window.logits[n], window.settings, window.base + n)
+            for window, n in ((windows[i], len(tokens[i])) for i in going_on)
+        ]
+        chosen = zip(going_on, choose_rows(rows), strict=True)
+        going_on = []
+        for i, token in chosen:
+            if token is None:
+                continue
+            judgements[i] = _judged(windows[i], tokens[i], token)
+            if judgements[i] is None:
+                going_on.append(i)
+    return judgements
+
+
+def _judged(window: JudgedWindow, tokens: list[int], token: int) -> Judgement | None:
+    """Append the target's next choice; the judgement if it ends there."""
+    n = len(tokens)
+    tokens.append(token)
+    is_accepted = n < len(window.draft) and token == window.draft[n]
+    finished = window.ends.at(window.base + n + 1, token)
+    if finished is None and is_accepted:
+        return None
+    return Judgement(tuple(tokens), n + int(is_accepted), finished)
 
 
 def decode_alone(

@@ -11,6 +11,8 @@ library. The pinned values in the tests hold for numpy and torch alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,22 +47,39 @@ def row_key(seed: int, attempt: int, position: int) -> int:
     return key
 
 
-def token_words(key: int, token_ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+def row_keys(seeds: Sequence[int], attempts: Sequence[int], positions: Sequence[int]) -> NDArray[np.uint64]:
+    """The keys of many rows, as `row_key` gives each."""
+    keys = np.zeros(len(seeds), np.uint64)
+    with np.errstate(over="ignore"):
+        for words in (seeds, attempts, positions):
+            keys = _mixed((keys ^ np.array(words, np.uint64)) + np.uint64(GOLDEN))
+    return keys
+
+
+def token_words(key: int | NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[np.uint64]:
     """The 64 random bits of each token id at the position that `key` stands for."""
     with np.errstate(over="ignore"):
-        z = np.uint64(key) + (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX_2)
-        return z ^ (z >> np.uint64(31))
+        return _mixed(np.uint64(key) + (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN))
 
 
-def uniforms(key: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One fp64 uniform per token id, strictly between 0 and 1."""
+def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`_mix` of each word; overflow is meant."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(MIX_1)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(MIX_2)
+    return words ^ (words >> np.uint64(31))
+
+
+def uniforms(key: int | NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One fp64 uniform per token id, strictly between 0 and 1.
+
+    Args:
+        key: of the row, or one key for each token id.
+    """
     words = token_words(key, token_ids)
     k = (words >> np.uint64(64 - UNIFORM_BITS)).astype(np.float64)
     return (k + 0.5) * 2.0**-UNIFORM_BITS
 
 
-def gumbel(key: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+def gumbel(key: int | NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """One standard Gumbel variate per token id; always finite."""
     return -np.log(-np.log(uniforms(key, token_ids)))

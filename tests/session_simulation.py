@@ -41,9 +41,9 @@ from edge_verifier.effects import Queue, Reply
 from edge_verifier.engine import EngineInfo
 from edge_verifier.session import Slice
 from edge_verifier.table import SessionTable
-from edge_verifier.verdicts import Timing, judge_rows
+from edge_verifier.verdicts import Timing, judge_each, judged_window
 from protocol.codec import decode, decode_reply, encode
-from protocol.coupling import Ends, decode_alone
+from protocol.coupling import Ends, Judgement, decode_alone
 from protocol.messages import Refusal, SamplerSettings, Window
 from protocol.sampler import choose
 
@@ -181,7 +181,8 @@ class Verifier:
             return
         text = [*session.chain.tokens, *pending.draft]
         rows = [target_logits(text[: session.length + i]) for i in range(len(pending.draft) + 1)]
-        judgement = judge_rows(pending, np.stack(rows), session.settings, session.ends)
+        [judgement] = judge_each([judged_window(session, pending, np.stack(rows))])
+        assert isinstance(judgement, Judgement)
         timing = Timing(price=0.5, engine_s=self.step_s)
         self._do(table.on_judged(piece, judgement, timing, now_s))
 

@@ -1,0 +1,133 @@
+"""Many rows at once choose what the canonical sampler chooses for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from protocol import sampler_rows
+from protocol.coupling import Ends, JudgedWindow, judge, judge_together
+from protocol.errors import ModelError
+from protocol.messages import SamplerSettings
+from protocol.noise import row_key, row_keys
+from protocol.sampler_rows import ChoiceRow, choose_rows
+
+Rows = NDArray[np.float32]
+
+
+def _smooth(random: np.random.Generator, n: int, vocab_size: int) -> Rows:
+    return (random.standard_normal((n, vocab_size)) * random.uniform(0.1, 8.0)).astype(np.float32)
+
+
+def _coarse(random: np.random.Generator, n: int, vocab_size: int) -> Rows:
+    """Many equal logits, as bfloat16 gives them."""
+    return np.round(_smooth(random, n, vocab_size) * 2.0) / np.float32(2.0)
+
+
+def _flat(random: np.random.Generator, n: int, vocab_size: int) -> Rows:
+    del random
+    return np.zeros((n, vocab_size), np.float32)
+
+
+sampler_settings = st.builds(
+    SamplerSettings,
+    temperature=st.sampled_from([0.0, 0.05, 0.7, 1.0, 10.0]),
+    top_k=st.sampled_from([0, 1, 2, 40, 255, 256]),
+    top_p=st.sampled_from([1.0, 1.0, 1.0, 0.9, 0.1]),
+    seed=st.integers(0, 2**64 - 1),
+    attempt=st.integers(0, 3),
+)
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([1, 2, 7, 256, 257, 320, 1000, 4096, 5003]),
+    st.sampled_from([_smooth, _coarse, _flat]),
+    st.lists(st.tuples(sampler_settings, st.integers(0, 2**31)), min_size=1, max_size=40),
+)
+@example(0, 151_936, _smooth, [(SamplerSettings(temperature=1.0, top_k=40, seed=i), i) for i in range(3)])
+@example(1, 151_936, _coarse, [(SamplerSettings(temperature=1.0, seed=i), i) for i in range(3)])
+@settings(deadline=None, max_examples=150)
+def test_every_row_gets_the_token_of_the_canonical_sampler(
+    seed: int,
+    vocab_size: int,
+    kind: Callable[[np.random.Generator, int, int], Rows],
+    asked: list[tuple[SamplerSettings, int]],
+) -> None:
+    logits = kind(np.random.default_rng(seed), len(asked), vocab_size)
+    rows = [ChoiceRow(row, *each) for row, each in zip(logits, asked, strict=True)]
+    assert choose_rows(rows) == [row.token() for row in rows]
+
+
+def test_a_winner_that_is_no_candidate_is_left_to_the_canonical_sampler() -> None:
+    """With many logits hardly below the bound some row's noisy maximum is not among its top k."""
+    logits = np.random.default_rng(0).uniform(0.0, 1e-3, (400, 2048)).astype(np.float32)
+    asked = [SamplerSettings(temperature=1.0, top_k=2, seed=seed) for seed in range(400)]
+    rows = [ChoiceRow(row, each, 5) for row, each in zip(logits, asked, strict=True)]
+    assert choose_rows(rows) == [row.token() for row in rows]
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("asked", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
+@pytest.mark.parametrize("vocab_size", [300, 5003, 151_936])
+def test_a_row_that_is_not_finite_gets_none_and_harms_no_other(
+    fault: float, asked: dict[str, float], vocab_size: int
+) -> None:
+    logits = _smooth(np.random.default_rng(0), 3, vocab_size)
+    logits[1, vocab_size - 1] = fault
+    rows = [ChoiceRow(row, SamplerSettings.model_validate(asked), 3) for row in logits]
+    assert choose_rows(rows) == [rows[0].token(), None, rows[2].token()]
+    with pytest.raises(ModelError, match="not finite"):
+        rows[1].token()
+
+
+def test_keys_of_many_rows_are_those_of_each() -> None:
+    seeds, attempts, positions = [0, 2**64 - 1, 7], [0, 65_535, 1], [0, 2**31, 99]
+    expected = [row_key(*each) for each in zip(seeds, attempts, positions, strict=True)]
+    assert row_keys(seeds, attempts, positions).tolist() == expected
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12))
+@settings(deadline=None, max_examples=60)
+def test_windows_judged_together_are_judged_as_each_alone(seed: int, n_windows: int) -> None:
+    random = np.random.default_rng(seed)
+    windows = []
+    for _ in range(n_windows):
+        n_draft, base = int(random.integers(0, 8)), int(random.integers(1, 50))
+        asked = SamplerSettings(temperature=float(random.choice([0.0, 0.3])), seed=int(random.integers(99)))
+        logits = _smooth(random, n_draft + 1, 24) * np.float32(4.0)
+        rows = (ChoiceRow(row, asked, base + i) for i, row in enumerate(logits))
+        draft = [row.token() if random.random() < 0.8 else 3 for row in rows][:n_draft]
+        limit = base + int(random.integers(1, 12))
+        ends = Ends(frozenset({5}), limit, 1000)
+        windows.append(JudgedWindow(logits[: limit - base], draft, asked, base, ends))
+    alone = [
+        judge(lambda i, w=window: w.logits[i], window.draft, window.settings, window.base, window.ends)  # type: ignore[misc]  # a default argument binds the loop's window
+        for window in windows
+    ]
+    assert judge_together(windows) == alone
+
+
+def test_a_window_with_logits_that_are_not_finite_has_no_judgement_and_harms_no_other() -> None:
+    logits = _smooth(np.random.default_rng(0), 2, 50)
+    damaged = logits.copy()
+    damaged[1, 7] = np.nan
+    first = int(logits[0].argmax())
+    ends = Ends(frozenset(), 100, 100)
+    windows = [JudgedWindow(each, (first,), SamplerSettings(), 4, ends) for each in (logits, damaged)]
+    whole, failed = judge_together(windows)
+    assert failed is None
+    assert whole is not None
+    assert whole.tokens == (first, int(logits[1].argmax()))
+
+
+def test_rows_are_handled_in_groups_that_fit_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_rows, "_GROUP_VALUES", 700)
+    logits = _smooth(np.random.default_rng(0), 9, 300)
+    rows = [ChoiceRow(row, SamplerSettings(temperature=1.0, seed=1), i) for i, row in enumerate(logits)]
+    assert choose_rows(rows) == [row.token() for row in rows]
