@@ -247,14 +247,14 @@ class VerifierService:
         match event:
             case Received(topic, payload) if topic == self._desired_topic:
                 self._on_desired(payload)
+            case Received(topic, payload) if (names := topics.QUOTA.parse(topic)) is not None:
+                self._on_quota(names["d"], payload)
             case Received(topic, payload, is_retained, at_s):
                 self._on_received(topic, payload, at_s, is_retained=is_retained)
             case Published(_, reason_code) if reason_code >= _FIRST_FAILURE_CODE:
                 _logger.warning("the broker refused a message: 0x%02x", reason_code)
             case Connected():
                 self._mailbox.put_event(event)
-            case Received(topic, payload) if (names := topics.QUOTA.parse(topic)) is not None:
-                self._on_quota(names["d"], payload)
             case Disconnected(reason):
                 _logger.warning("the link is down: %s", reason)
 
@@ -268,12 +268,6 @@ class VerifierService:
         is_meant = desired is not None and desired.incarnation == self._advert.incarnation
         self._mailbox.put_event(_Maintenance(is_meant and desired is not None and desired.is_draining))
 
-    def _on_received(self, topic: str, payload: bytes, at_s: float, *, is_retained: bool) -> None:
-        taken = self._admission.admit(topic, payload, at_s, is_retained=is_retained)
-        if isinstance(taken, Admitted):
-            if not self._mailbox.put_window(taken.device, taken):
-                self.metrics.refused("queue_full", taken.device)
-            return
     def _on_quota(self, device: str, payload: bytes) -> None:
         """What cannot be read changes nothing: a limit in force is not lifted by mistake."""
         try:
@@ -281,17 +275,23 @@ class VerifierService:
         except MessageError as error:
             _logger.warning("quota of device %s ignored: %s", device, error)
 
+    def _on_received(self, topic: str, payload: bytes, at_s: float, *, is_retained: bool) -> None:
+        taken = self._admission.admit(topic, payload, at_s, is_retained=is_retained)
+        if isinstance(taken, Admitted):
+            if not self._mailbox.put_window(taken.device, taken):
+                self.metrics.refused("queue_full", taken.device)
+            return
         self.metrics.refused(taken.reason, taken.device)
         if taken.reply is not None:
             self._mailbox.put_event(taken, may_be_lost=True)
+        if taken.flood is not None:
+            self._mailbox.put_event(_Complain(taken.device, taken.flood))
 
     def _step_done(self, flight: Flight) -> None:
         self._mailbox.put_event(flight)
 
     # ---- service thread
 
-        if taken.flood is not None:
-            self._mailbox.put_event(_Complain(taken.device, taken.flood))
     def _run(self) -> None:
         try:
             self._serve()
@@ -324,16 +324,16 @@ class VerifierService:
             case Refused(device, slot, _, reply):
                 if reply is not None:
                     self._publisher.reply(device, slot, reply)
+            case _Complain(device, flood):
+                _logger.warning("device %s floods: %.0f payloads/s refused", device, flood.refused_s)
+                self.metrics.flooded(device)
+                self._publisher.complain(device, flood)
             case Connected():
                 self._n_connects += 1
                 _logger.info("verifier %s is connected", self._name)
                 if self._n_connects > 1:
                     self._write_checkpoints_again()
             case _Drain(until_s):
-            case _Complain(device, flood):
-                _logger.warning("device %s floods: %.0f payloads/s refused", device, flood.refused_s)
-                self.metrics.flooded(device)
-                self._publisher.complain(device, flood)
                 self._conductor.table.is_draining = True
                 self._drain_until_s = until_s
             case _Maintenance(is_draining):
