@@ -7,12 +7,10 @@ Tables make a short run possible: processes are there at once and cost next to n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from protocol.coupling import Ends, decode_alone
 from protocol.messages import SamplerSettings
 
 if TYPE_CHECKING:
@@ -56,7 +54,7 @@ def new_agent(pair: Pair, home: Path, pace: TablePace) -> DeviceAgent:
     return DeviceAgent(config, drafter, ChatTokenizer(TableVocabulary()))
 
 
-def new_engine(pair: Pair, n_threads: int, pace: TablePace) -> Engine:
+def new_engine(pair: Pair, n_threads: int | None, pace: TablePace) -> Engine:
     """The target in fp32."""
     if pair == "bundled":
         from edge_verifier.engines import load_engine
@@ -77,19 +75,6 @@ def new_engine(pair: Pair, n_threads: int, pace: TablePace) -> Engine:
     )
 
 
-def reference(pair: Pair) -> Callable[[Sequence[int], SamplerSettings, int], Sequence[int]]:
-    """The target alone."""
-    if pair == "bundled":
-        from edge_verifier.engines.hf_reference import TargetAlone
-        from provisioning.catalogue import bundled_pair
-
-        return TargetAlone(bundled_pair().target, "float32").generate
-    from tests.table_device import STOP_ID, table_engine
-
-    engine = table_engine(max_context=TABLE_CONTEXT)
-
-    def alone(prompt: Sequence[int], settings: SamplerSettings, limit: int) -> Sequence[int]:
-        ends = Ends(frozenset({STOP_ID}), limit, TABLE_CONTEXT)
-        return decode_alone(engine.next_logits, prompt, settings, ends)[0]
-
-    return alone
+def check_engine(pair: Pair) -> Engine:
+    """A target of one's own in fp32, to check answers with."""
+    return new_engine(pair, None, TablePace(step_s=0.0))

@@ -1,4 +1,8 @@
-"""What goes wrong in a chaos run, and when: the same seed and size give the same plan. Pure."""
+"""What goes wrong in a chaos run, and when: the same seed and size give the same plan. Pure.
+
+In the second half of a long run one device and one verifier are left alive, so that their memory can be told;
+their links go on to break.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ FaultKind = Literal[
 ]
 VERIFIERS = ("v1", "v2")
 BROKER = "broker"
+LEAST_LONG_S = 300.0
+"""From this duration on, memory is judged and two processes are spared in the second half."""
 PROFILES = ("5g-rural", "lte", "wifi", "5g-urban", "satellite")
 """Links of the devices, in turn."""
 
@@ -53,6 +59,10 @@ class ChaosSize:
     longest_s: float = 40.0
 
     @property
+    def is_long(self) -> bool:
+        return self.duration_s >= LEAST_LONG_S
+
+    @property
     def devices(self) -> tuple[str, ...]:
         return tuple(f"dev-{number}" for number in range(1, self.n_devices + 1))
 
@@ -72,6 +82,7 @@ _WEIGHTS: dict[FaultKind, float] = {
 def make_plan(seed: int, size: ChaosSize) -> list[Fault]:
     """All faults in the order of time; each is over before the duration is."""
     chance = random.Random(f"chaos {seed}")
+    spared = spared_by(seed, size)
     plan: list[Fault] = []
     at_s = 0.0
     while True:
@@ -79,8 +90,17 @@ def make_plan(seed: int, size: ChaosSize) -> list[Fault]:
         fault = _fault(chance, at_s, size)
         if at_s >= size.duration_s:
             return plan
+        is_spared = fault.kind in ("kill", "stop") and fault.victim in spared
+        if is_spared and at_s + fault.for_s > size.duration_s / 2:
+            continue
         if at_s + fault.for_s <= size.duration_s:
             plan.append(fault)
+
+
+def spared_by(seed: int, size: ChaosSize) -> frozenset[str]:
+    """The device and the verifier that live through the second half of a long run."""
+    chance = random.Random(f"spared {seed}")
+    return frozenset((chance.choice(size.devices), chance.choice(VERIFIERS)) if size.is_long else ())
 
 
 def _fault(chance: random.Random, at_s: float, size: ChaosSize) -> Fault:

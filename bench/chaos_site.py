@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +27,7 @@ from provisioning.fleet_directory import FleetDirectory
 
 STOP_S = 20.0
 POLL_S = 0.02
+LOOK_S = 0.2
 DEFAULT_PACE = TablePace()
 
 
@@ -35,27 +36,19 @@ class Life:
     """One process of one name, from its start to its end.
 
     Attributes:
-        memory: monotonic time and resident MiB, as measured.
         is_wanted_dead: we killed it, or told it to end.
     """
 
     name: str
     process: subprocess.Popen[bytes]
-    memory: list[tuple[float, float]] = field(default_factory=list)
     is_wanted_dead: bool = False
-
-    def measure(self, now_s: float) -> None:
-        """Add one sample while it lives."""
-        with suppress(OSError, IndexError):
-            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-            self.memory.append((now_s, pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
 
 
 class ChaosSite:
     """One broker, verifiers and some devices in `folder`, on emulated links.
 
     Attributes:
-        lives: all processes so far.
+        memory: monotonic time and resident MiB of each life, as measured while it was in business.
         links: by device and verifier.
         records: folder of what they recorded.
     """
@@ -72,7 +65,7 @@ class ChaosSite:
         pace: TablePace = DEFAULT_PACE,
     ) -> None:
         """Nothing is started yet; `profiles` are the devices' links in turn."""
-        self.lives: list[Life] = []
+        self.memory: dict[str, list[tuple[float, float]]] = {}
         self.records = folder / "records"
         self._folder = folder
         self._devices = devices
@@ -163,14 +156,38 @@ class ChaosSite:
         with (self.records / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self._running[name] = Life(life, process)
-        self.lives.append(self._running[name])
 
     # ---- what it is like
 
     def measure(self, now_s: float) -> None:
-        """Sample the memory of everything that runs."""
+        """Sample the memory of everything that is in business."""
         for life in self._running.values():
-            life.measure(now_s)
+            record = self.records / f"{life.name}.jsonl"
+            if record.exists() and record.stat().st_size:
+                self._sample(life.name, life.process.pid, now_s)
+        if self.broker.pid is not None:
+            self._sample(f"{BROKER}#{self.broker.pid}", self.broker.pid, now_s)
+
+    def _sample(self, life: str, pid: int, now_s: float) -> None:
+        with suppress(OSError, IndexError):
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            if pages:  # none are left of what has just been killed
+                mib = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+                self.memory.setdefault(life, []).append((now_s, mib))
+
+    def wait_for_answers(self, within_s: float) -> list[str]:
+        """Let every device finish an answer; those that do not, and processes that end meanwhile."""
+        waiting = dict.fromkeys(self._devices)
+        deadline_s = time.monotonic() + within_s
+        while waiting and time.monotonic() < deadline_s:
+            if ended := self.unexpected_ends():
+                return ended
+            for name in [*waiting]:
+                files = self.records.glob(f"{name}#*.jsonl")
+                if any(b'"what":"finished"' in file.read_bytes() for file in files):
+                    del waiting[name]
+            time.sleep(LOOK_S)
+        return [f"{name} finished no answer in {within_s:g} s without any fault" for name in waiting]
 
     def unexpected_ends(self) -> list[str]:
         """Lives that ended by themselves, each named once; they are started again."""

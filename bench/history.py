@@ -32,8 +32,8 @@ from protocol.messages import Checkpoint, Opening, SamplerSettings, Verdict, Win
 from protocol.topics import STATE, VERDICT, WINDOW
 
 Rule = Literal["text", "shown", "target", "name", "gate", "forgotten", "hash", "source", "failed"]
-Reference = Callable[[Sequence[int], SamplerSettings, int], Sequence[int]]
-"""The target alone: prompt, settings, absolute limit to the answer's tokens."""
+Check = Callable[[Sequence["Turn"]], Sequence[str]]
+"""What is wrong with each answer of one session by the target alone; empty where nothing is."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Turn:
     settings: SamplerSettings
     limit: int
     reason: str
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """Prompt and answer."""
+        return self.prompt + self.tokens
 
 
 @dataclass
@@ -118,13 +123,13 @@ class History:
         for session in self.sessions.values():
             self._check_hashes(session)
 
-    def check_target(self, reference: Reference) -> list[Violation]:
-        """Compare every finished answer with the target alone; adds and returns what is wrong."""
+    def check_target(self, check: Check) -> list[Violation]:
+        """Compare every answer with the target alone; adds and returns what is wrong."""
         found = [
             Violation(session.uid, "target", f"answer at {len(turn.prompt)}: {wrong}")
             for session in self.sessions.values()
-            for turn in session.all_turns
-            if (wrong := _difference(turn, reference(turn.prompt, turn.settings, turn.limit)))
+            for turn, wrong in zip(session.all_turns, check(session.all_turns), strict=True)
+            if wrong
         ]
         self.violations += found
         return found
@@ -255,16 +260,3 @@ class History:
 
     def _violated(self, uid: str, rule: Rule, detail: str) -> None:
         self.violations.append(Violation(uid, rule, detail))
-
-
-def _difference(turn: Turn, expected: Sequence[int]) -> str:
-    """What is wrong with an answer; one that the user stopped may end early."""
-    end = len(turn.tokens) if turn.reason == "stopped" else len(expected)
-    if list(turn.tokens) == list(expected[:end]):
-        return ""
-    same = next(
-        (i for i, pair in enumerate(zip(turn.tokens, expected, strict=False)) if pair[0] != pair[1]), None
-    )
-    if same is None:
-        return f"{len(turn.tokens)} tokens, the target alone says {len(expected)}"
-    return f"token {same} is {turn.tokens[same]}, the target alone says {expected[same]}"

@@ -108,6 +108,12 @@ class PrivateBroker:
         return self._bound.admin
 
     @property
+    def pid(self) -> int | None:
+        """Process id of the broker; None while it is down."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    @property
     def log_file(self) -> Path:
         return self._directory / "mosquitto.log"
 

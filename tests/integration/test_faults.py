@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,6 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.x509.verification import PolicyBuilder, Store
 
 import device_agent.agent
 from bench.link_emulator import EmulatedLink, LinkEmulator
@@ -23,9 +23,9 @@ from device_agent.agent import DeviceAgent
 from device_agent.chat import ChatOptions
 from device_agent.chat_events import ChatEvent, Finished, TextDelta
 from protocol.codec import encode
-from protocol.link import Endpoint, Link, LinkEvent, Published, Received
+from protocol.link import Endpoint, Link, LinkEvent, Published, Received, Subscription
 from protocol.messages import Verdict
-from protocol.topics import VERDICT, WINDOW
+from protocol.topics import STATE, VERDICT, WINDOW
 from tests.integration.live_chat import alone, last, serving, wait_for
 from tests.integration.live_device import PacedEngine
 from tests.live_fleet import WAIT_S, LiveFleet, Recorder
@@ -358,16 +358,57 @@ def test_a_clock_that_jumps_on_either_side_changes_nothing(
         finish(events, begun)
 
 
-def test_p18_a_board_whose_clock_says_1970_trusts_the_broker_and_its_own_certificate(
+MORNING_OF_1970_S = 2 * 86_400 + 3600
+
+
+def test_p18_a_board_whose_clock_says_1970_gets_through_the_broker_s_handshake(
     live_fleet: LiveFleet,
 ) -> None:
-    """The chains that TLS verifies are valid on the third day of 1970."""
-    tls = live_fleet.tls("dev-a")
-    morning = dt.datetime(1970, 1, 3, tzinfo=dt.UTC)
-    files = live_fleet.directory.broker_files()
-    ca = x509.load_pem_x509_certificate(tls.ca_file.read_bytes())
-    server = x509.load_pem_x509_certificate(files.server_cert.read_bytes())
-    policy = PolicyBuilder().store(Store([ca])).time(morning)
-    assert policy.build_server_verifier(x509.DNSName("localhost")).verify(server, [])
-    own = x509.load_pem_x509_certificate(tls.cert_file.read_bytes())
+    """OpenSSL verifies the broker as a board does whose clock stands at the third day of 1970."""
+    endpoint = live_fleet.endpoint("dev-a")
+    tls = endpoint.tls
+    assert tls is not None
+    handshake = [
+        "openssl",
+        "s_client",
+        "-connect",
+        f"{endpoint.host}:{endpoint.port}",
+        "-verify_return_error",
+    ]
+    files = ["-CAfile", str(tls.ca_file), "-cert", str(tls.cert_file), "-key", str(tls.key_file)]
+    clock = ["-attime", str(MORNING_OF_1970_S), "-verify_hostname", "localhost"]
+    done = subprocess.run(
+        [*handshake, *files, *clock],
+        check=False,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=WAIT_S,
+    )
+    assert b"Verify return code: 0 (ok)" in done.stdout, done.stderr.decode()
+
+
+def test_p18_a_certificate_of_its_own_is_valid_for_a_board_whose_clock_says_1970(
+    live_fleet: LiveFleet,
+) -> None:
+    own = x509.load_pem_x509_certificate(live_fleet.tls("dev-a").cert_file.read_bytes())
+    morning = dt.datetime.fromtimestamp(MORNING_OF_1970_S, dt.UTC)
     assert own.not_valid_before_utc < morning < own.not_valid_after_utc
+
+
+# ---- verifiers that leave for good
+
+
+def test_p23_what_a_retired_verifier_retained_stays(own_fleet: LiveFleet) -> None:
+    """Its identity leaves the access list; the checkpoints that it wrote are still there to be resumed."""
+    topic = STATE.topic("f", v="v2", d="dev-a", n=0)
+    with own_fleet.link("verifier.v2", writer := Recorder()) as link:
+        link.publish(topic, b"a conversation", is_retained=True)
+        writer.next(Published)
+    files = own_fleet.directory.broker_files()
+    rest = tuple(name for name in files.backend_identities if name != "verifier.v2")
+    own_fleet.broker.reload(dataclasses.replace(files, backend_identities=rest))
+    own_fleet.broker.stop()
+    own_fleet.broker.restart()
+    with own_fleet.link("dev-a", reader := Recorder()) as link:
+        link.subscribe([Subscription(STATE.filter("f", d="dev-a"))])
+        assert reader.next(Received).payload == b"a conversation"

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import pytest
-
-from bench.chaos import growth_mib_min
-from bench.chaos_plan import BROKER, VERIFIERS, ChaosSize, make_plan
-from bench.chaos_site import Life
+from bench.chaos_plan import BROKER, VERIFIERS, ChaosSize, make_plan, spared_by
 
 SIZE = ChaosSize(duration_s=1200.0, n_devices=4, every_s=5.0)
 
@@ -42,21 +38,15 @@ def test_all_is_over_when_the_run_is() -> None:
     assert max(fault.for_s for fault in plan) <= SIZE.longest_s
 
 
-class Alive:
-    """A process that is not looked at."""
+def test_a_device_and_a_verifier_live_through_the_second_half_but_not_the_first() -> None:
+    spared = spared_by(3, SIZE)
+    assert len(spared & {*SIZE.devices}) == len(spared & {*VERIFIERS}) == 1
+    killed = [fault for fault in make_plan(3, SIZE) if fault.kind in ("kill", "stop")]
+    half_s = SIZE.duration_s / 2
+    assert spared <= {fault.victim for fault in killed if fault.at_s < half_s}
+    late = {fault.victim for fault in killed if fault.at_s + fault.for_s > half_s}
+    assert late == {*SIZE.devices, *VERIFIERS} - spared
 
 
-def life_of(*memory: tuple[float, float]) -> Life:
-    return Life("v1#1", Alive(), list(memory))  # type: ignore[arg-type]  # only its memory counts
-
-
-def test_growth_is_the_slope_after_the_half_and_the_warm_up() -> None:
-    steady = [(float(at), 100.0 + at / 60.0) for at in range(600)]
-    jumpy = [(float(at), 500.0 if at < 300 else 100.0) for at in range(600)]
-    assert growth_mib_min(life_of(*steady), 300.0) == pytest.approx(1.0)
-    assert growth_mib_min(life_of(*jumpy), 300.0) == pytest.approx(0.0)
-
-
-def test_a_short_life_tells_nothing() -> None:
-    assert growth_mib_min(life_of(), 0.0) is None
-    assert growth_mib_min(life_of((0.0, 1.0), (140.0, 9.0)), 0.0) is None
+def test_a_short_run_spares_nobody() -> None:
+    assert spared_by(3, ChaosSize(60.0, n_devices=4)) == frozenset()

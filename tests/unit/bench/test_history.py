@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.history import History, Violation
+from bench.history import History, Turn, Violation
 from bench.recording import Record, What
 from protocol.chain import Chain
 from protocol.codec import encode
@@ -42,6 +42,12 @@ def verdict(generation: int, number: int, start: int, tokens: Sequence[int]) -> 
     return Verdict(
         uid=UID, generation=generation, round=number, start=start, tokens=tuple(tokens), n_accepted=0
     )
+
+
+def compare(turns: Sequence[Turn]) -> list[str]:
+    """What is wrong with each answer; one that was stopped may end early."""
+    ends = (len(turn.tokens) if turn.reason == "stopped" else len(ANSWER) for turn in turns)
+    return ["" if turn.tokens == ANSWER[:end] else "wrong" for turn, end in zip(turns, ends, strict=True)]
 
 
 class Story:
@@ -81,7 +87,7 @@ class Story:
 
     def violations(self) -> list[Violation]:
         history = History(self.records)
-        history.check_target(lambda _prompt, _settings, _limit: ANSWER)
+        history.check_target(compare)
         return history.violations
 
     def rules(self) -> set[str]:
