@@ -1,18 +1,16 @@
 """The canonical sampler for many rows at once: the tokens of `sampler.choose`, in a fraction of the time.
 
 Sorting a vocabulary is what costs. The greatest logits of columns (every so many tokens one of the column)
-give a bound that at least k logits of the row reach, so that candidates lie only in columns that reach it.
-Among the tokens that reach it the noisy maximum is found, and whether that token is a candidate is counted,
-not sorted. Where it is none, or where top-p asks for the order, the canonical function decides.
+give a bound that at least k logits of the row reach, so that all candidates reach it. Among the tokens that
+reach it the noisy maximum is found, and whether that token is a candidate is counted, not sorted. Where that
+is not sure, or where top-p asks for the order, the canonical function decides.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,20 +26,12 @@ Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceRow:
+class ChoiceRow(NamedTuple):
     """One row of logits [vocab] and what `choose` wants to know beside it."""
 
     logits: Logits
     settings: SamplerSettings
     position: int
-
-    @property
-    def n_candidates(self) -> int:
-        """How many there may be; 0 where the greatest is chosen, -1 where their order is needed."""
-        if self.settings.temperature == 0.0:
-            return 0
-        return -1 if self.settings.top_p < 1.0 else self.settings.top_k or MAX_CANDIDATES
 
     def token(self) -> int:
         """The canonical choice.
@@ -58,14 +48,22 @@ def choose_rows(rows: Sequence[ChoiceRow]) -> list[int | None]:
     Args:
         rows: with logits of one vocabulary and type.
     """
+    alike: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        alike.setdefault(_n_candidates(row.settings), []).append(i)
     tokens: list[int | None] = [None] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: rows[i].n_candidates)
-    for n_candidates, members in groupby(order, key=lambda i: rows[i].n_candidates):
-        indices = [*members]
+    for n_candidates, indices in alike.items():
         found = _choose_alike([rows[i] for i in indices], n_candidates)
         for i, token in zip(indices, found, strict=True):
             tokens[i] = token
     return tokens
+
+
+def _n_candidates(settings: SamplerSettings) -> int:
+    """How many there may be; 0 where the greatest is chosen, -1 where their order is needed."""
+    if settings.temperature == 0.0:
+        return 0
+    return -1 if settings.top_p < 1.0 else settings.top_k or MAX_CANDIDATES
 
 
 def _choose_alike(rows: list[ChoiceRow], n_candidates: int) -> list[int | None]:
@@ -125,46 +123,39 @@ def _columns(logits: Floats, n_candidates: int) -> Floats:
 
 def _column_length(vocab_size: int, n_candidates: int) -> int:
     """A power of two, which divides most vocabularies, where few columns and short columns balance."""
-    longest = math.isqrt(max(1, vocab_size // (2 * max(1, n_candidates))))
+    longest = math.isqrt(max(1, vocab_size // max(1, n_candidates)))
     return 1 << (longest.bit_length() - 1)
 
 
 def _reaching(logits: Floats, columns: Floats, n_candidates: int) -> tuple[Ids, Ids, Floats]:
     """Row, token id and value of all logits not below one that `n_candidates` of the row reach; by row."""
-    vocab_size, n_columns = logits.shape[1], columns.shape[1]
+    n_columns = columns.shape[1]
     nth = n_columns - min(n_candidates, n_columns)
     bounds = np.partition(columns, nth, axis=1)[:, nth]
-    row_of, column = np.nonzero(columns >= bounds[:, None])
-    ids = column[:, None] + np.arange(0, vocab_size, n_columns)
-    values = logits.ravel().take(ids + (row_of * vocab_size)[:, None], mode="clip")
-    is_reaching = values >= bounds[row_of, None]
-    if vocab_size % n_columns:
-        is_reaching &= ids < vocab_size
-    found = np.flatnonzero(is_reaching)
-    return row_of.repeat(ids.shape[1]).take(found), ids.ravel().take(found), values.ravel().take(found)
+    found = np.flatnonzero(logits >= bounds[:, None])
+    row_of = found // logits.shape[1]
+    return row_of, found - row_of * logits.shape[1], logits.ravel().take(found)
 
 
 def _choose_among(
     row_of: Ids, ids: Ids, values: Floats, rows: list[ChoiceRow], n_candidates: int
 ) -> list[int]:
     """The choice of each row among tokens that hold all its candidates, and perhaps some others."""
-    settings = [row.settings for row in rows]
-    temperatures = np.array([each.temperature for each in settings])
+    temperatures = np.array([row.settings.temperature for row in rows])
     keys = row_keys(
-        [each.seed for each in settings],
-        [each.attempt for each in settings],
+        [row.settings.seed for row in rows],
+        [row.settings.attempt for row in rows],
         [row.position for row in rows],
     )
     noisy = values.astype(np.float64) / temperatures[row_of] + gumbel(keys[row_of], ids)
     starts = np.searchsorted(row_of, np.arange(len(rows)))
-    is_best = noisy == np.maximum.reduceat(noisy, starts)[row_of]
-    beyond = np.iinfo(np.int64).max
-    tokens = np.minimum.reduceat(np.where(is_best, ids, beyond), starts)
-    chosen = values[ids == tokens[row_of]][row_of]
-    n_above = np.add.reduceat(values > chosen, starts, dtype=np.int64)
-    n_equal_before = np.add.reduceat((values == chosen) & (ids < tokens[row_of]), starts, dtype=np.int64)
-    is_candidate = (n_above < n_candidates) & (n_above + n_equal_before < MAX_CANDIDATES)
+    best = np.flatnonzero(noisy == np.maximum.reduceat(noisy, starts)[row_of])
+    if len(best) > len(rows):  # equal noisy scores: the order of candidates decides
+        return [row.token() for row in rows]
+    n_not_below = np.add.reduceat(values >= values[best][row_of], starts, dtype=np.int64)
+    is_candidate = (n_not_below <= n_candidates).tolist()
+    tokens: list[int] = ids[best].tolist()
     return [
-        int(token) if is_sure else row.token()
+        token if is_sure else row.token()
         for row, token, is_sure in zip(rows, tokens, is_candidate, strict=True)
     ]
