@@ -177,15 +177,15 @@ class Session:
 
         A window stands in no step before the one that it presumes: its base is then beyond the position.
         """
+        length, first = self.length, None
         for pending in [*self._waiting.values()]:
-            is_passed = pending.base < self.length
-            if is_passed or (pending.base == self.length and pending.hash != self.chain.hash_at(self.length)):
+            if pending.base > length:
+                continue
+            if pending.base < length or pending.hash != self.chain.hash_at(length):
                 del self._waiting[pending.round]
-        return min(
-            (pending for pending in self._waiting.values() if pending.base == self.length),
-            key=lambda pending: pending.round,
-            default=None,
-        )
+            elif first is None or pending.round < first.round:
+                first = pending
+        return first
 
     def end_here(self) -> Finished | None:
         """Why nothing more can be judged at the present length; None when something can.

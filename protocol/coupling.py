@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -105,34 +106,25 @@ def judge_together(windows: Sequence[JudgedWindow]) -> list[Judgement | None]:
     Returns:
         None for windows with logits that are not finite where they count; `judge` raises for these.
     """
-    tokens: list[list[int]] = [[] for _ in windows]
     judgements: list[Judgement | None] = [None] * len(windows)
     going_on = [*range(len(windows))]
-    while going_on:
-        rows = [
-            ChoiceRow(window.logits[n], window.settings, window.base + n)
-            for window, n in ((windows[i], len(tokens[i])) for i in going_on)
-        ]
+    for n in count():
+        if not going_on:
+            return judgements
+        rows = [ChoiceRow(w.logits[n], w.settings, w.base + n) for w in (windows[i] for i in going_on)]
         chosen = zip(going_on, choose_rows(rows), strict=True)
         going_on = []
         for i, token in chosen:
             if token is None:
                 continue
-            judgements[i] = _judged(windows[i], tokens[i], token)
-            if judgements[i] is None:
+            window = windows[i]
+            is_accepted = n < len(window.draft) and token == window.draft[n]
+            finished = window.ends.at(window.base + n + 1, token)
+            if is_accepted and finished is None:
                 going_on.append(i)
-    return judgements
-
-
-def _judged(window: JudgedWindow, tokens: list[int], token: int) -> Judgement | None:
-    """Append the target's next choice; the judgement if it ends there."""
-    n = len(tokens)
-    tokens.append(token)
-    is_accepted = n < len(window.draft) and token == window.draft[n]
-    finished = window.ends.at(window.base + n + 1, token)
-    if finished is None and is_accepted:
-        return None
-    return Judgement(tuple(tokens), n + int(is_accepted), finished)
+            else:
+                judgements[i] = Judgement((*window.draft[:n], token), n + is_accepted, finished)
+    raise AssertionError("unreachable: windows end")
 
 
 def decode_alone(
