@@ -24,7 +24,7 @@ class BrokerFiles:
     certificates again on a reload.
 
     Attributes:
-        denied_devices: revoked ids; a live connection of one is silenced by a reload.
+        denied_devices: revoked or in quarantine; a live connection of one is silenced by a reload.
     """
 
     fleet: str

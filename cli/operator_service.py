@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import logging
 import threading
@@ -14,6 +15,7 @@ from cli.broker_address import BrokerAddress
 from protocol.errors import SledError
 
 if TYPE_CHECKING:
+    from broker_config.configuration import BrokerFiles
     from fleet.operator import Operator
     from provisioning.fleet_directory import FleetDirectory
     from provisioning.revocation import BrokerAccess
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 SERVICE = ("fleet", "serve")
+WATCH = ("fleet", "watch")
 LOCK_TIMEOUT_S = 1.0
+SETTLED_S = 30.0
+"""Complaints about a device locked out less than this ago are of what the broker still held of it."""
 
 
 class OperatorService:
@@ -31,6 +36,7 @@ class OperatorService:
     Args:
         access: how the broker is made to read new rules; None when it cannot be told.
         interval_s: between two rounds of housekeeping.
+        quarantine: how long a device that floods is locked out; None only logs complaints.
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class OperatorService:
         access: BrokerAccess | None,
         *,
         interval_s: float,
+        quarantine: dt.timedelta | None = None,
     ) -> None:
         from fleet.orphan_watch import OrphanWatch
         from provisioning.enrolment_service import PROVISIONER
@@ -52,6 +59,11 @@ class OperatorService:
         self._orphans = OrphanWatch()
         self._provisioner = fleet.add_backend(*PROVISIONER)
         self._service = fleet.add_backend(*SERVICE)
+        self._watch = fleet.add_backend(*WATCH)
+        self._turn = threading.RLock()
+        self._access = access = self._one_at_a_time(access)
+        self._quarantine = quarantine
+        self._locked_out_s: dict[str, float] = {}
         self._housekeeping = Housekeeping(fleet, access.reload if access else None)
         self._upkeep = Upkeep(fleet, access)
 
@@ -63,6 +75,7 @@ class OperatorService:
         """
         from fleet.identity_lock import sole_user
         from fleet.operator import Operator
+        from fleet.quarantine_watch import QuarantineWatch
         from provisioning.enrolment_service import PROVISIONER, EnrolmentService
 
         identity = ".".join(PROVISIONER)
@@ -81,20 +94,77 @@ class OperatorService:
                     fleet=self._fleet.fleet,
                 )
             )
+            parts.enter_context(
+                QuarantineWatch(
+                    self._address.backend_endpoint(self._watch),
+                    identity=".".join(WATCH),
+                    fleet=self._fleet.fleet,
+                    lock_out=self._lock_out,
+                    lift_ended=self._lift_ended,
+                )
+            )
             _logger.info("answering claims")
+            self._tidy(operator)
             while not stop.wait(self._interval_s):
                 self._tidy(operator)
 
     def _tidy(self, operator: Operator | None) -> None:
         """One round; a broker or disk that is in trouble now is tried again at the next."""
         try:
-            for text in self._housekeeping.tick():
+            with self._turn:
+                done = self._housekeeping.tick()
+            for text in done:
                 _logger.info("%s", text)
             if operator is not None:
+                self._pass_quotas_on(operator)
                 self._clear_orphans(operator)
                 self._keep_up(operator)
         except SledError as error:
             _logger.warning("housekeeping: %s", error)
+
+    def _one_at_a_time(self, access: BrokerAccess | None) -> BrokerAccess | None:
+        """The watch has a thread of its own: two must not write the broker's files at once."""
+        if access is None:
+            return None
+        reload, turn = access.reload, self._turn
+
+        def reload_alone(files: BrokerFiles) -> None:
+            with turn:
+                reload(files)
+
+        return dataclasses.replace(access, reload=reload_alone)
+
+    def _lock_out(self, device: str, reason: str) -> None:
+        """Put a device that floods into quarantine; again when it still floods a while later."""
+        from provisioning.quarantine import quarantine
+
+        if self._quarantine is None or self._access is None:
+            _logger.warning("device %s %s; it is not locked out", device, reason)
+            return
+        last_s = self._locked_out_s.get(device)
+        if last_s is not None and time.monotonic() - last_s < SETTLED_S:
+            return
+        with self._turn:
+            quarantine(self._fleet, device, self._access, reason=reason, lifetime=self._quarantine)
+        self._locked_out_s[device] = time.monotonic()
+        _logger.warning("device %s %s; it is in quarantine now", device, reason)
+
+    def _lift_ended(self) -> None:
+        from provisioning.quarantine import lift_ended
+
+        with self._turn:
+            devices = lift_ended(self._fleet, self._access.reload if self._access else None)
+        for device in devices:
+            self._locked_out_s.pop(device, None)
+            _logger.info("the quarantine of %s is over", device)
+
+    def _pass_quotas_on(self, operator: Operator) -> None:
+        from fleet.quotas import publish_quotas
+        from provisioning.quota_book import QuotaBook
+
+        wanted = QuotaBook(self._fleet.registry).all()
+        for device in publish_quotas(operator, self._fleet.fleet, wanted):
+            _logger.info("quota of %s published again", device)
 
     def _keep_up(self, operator: Operator) -> None:
         def ask_of(device: str) -> Ask:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from protocol.codec import decode
@@ -14,8 +14,9 @@ from protocol.topics import DESIRED, DEVICE_STATUS, REPORTED, Channel
 
 _logger = logging.getLogger(__name__)
 
-Presence = Literal["online", "offline", "lost", "never"]
-"""`lost`: the device vanished and the broker said so; `never`: it has an identity but was never seen."""
+Presence = Literal["online", "offline", "lost", "never", "quarantined"]
+"""`lost`: the device vanished and the broker said so; `never`: it has an identity but was never seen;
+`quarantined`: it is locked out for a while."""
 
 _MessageT = TypeVar("_MessageT", bound=Message)
 
@@ -28,7 +29,7 @@ class DeviceRow:
         sessions: how many are open; `tokens`: their length together.
         acceptance: share of drafted tokens that stood, over the open sessions; None before the first draft.
         verifier: names of the verifiers in use.
-        problem: why the device stopped by itself.
+        problem: why the device stopped by itself, or is locked out.
     """
 
     device: str
@@ -89,10 +90,12 @@ class Inventory:
 
     Args:
         known: ids that have an identity, seen or not.
+        quarantined: devices that are locked out, with the reason.
     """
 
-    def __init__(self, known: Collection[str] = ()) -> None:
+    def __init__(self, known: Collection[str] = (), quarantined: Mapping[str, str] | None = None) -> None:
         self._known = frozenset(known)
+        self._quarantined = dict(quarantined or {})
         self._statuses: dict[str, DeviceStatus] = {}
         self._desired: dict[str, Desired] = {}
         self._reported: dict[str, Reported] = {}
@@ -113,6 +116,11 @@ class Inventory:
 
     def row(self, device: str) -> DeviceRow:
         """One device, seen or not."""
+        row = self._seen_row(device)
+        reason = self._quarantined.get(device)
+        return row if reason is None else replace(row, presence="quarantined", problem=reason)
+
+    def _seen_row(self, device: str) -> DeviceRow:
         status = self._statuses.get(device)
         if status is None:
             return DeviceRow(device, "never")

@@ -46,6 +46,7 @@ class Operator:
         endpoint: the broker's backend listener with the operator's certificate.
         identity: its common name, such as `fleet.ops`.
         known_devices: ids that have an identity, so that those never seen are listed, too.
+        quarantined: devices that are locked out, with the reason.
         timeout_s: for connecting, and for a snapshot.
 
     Raises:
@@ -60,13 +61,14 @@ class Operator:
         identity: str,
         fleet: str,
         known_devices: Collection[str] = (),
+        quarantined: Mapping[str, str] | None = None,
         timeout_s: float = 10.0,
     ) -> None:
         self._endpoint = endpoint
         self._identity = identity
         self._fleet = fleet
         self._timeout_s = timeout_s
-        self._inventory = Inventory(known_devices)
+        self._inventory = Inventory(known_devices, quarantined)
         self._events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
         self._command: PendingCommand | None = None
         self._marker = ""
@@ -199,6 +201,14 @@ class Operator:
         self._seen.clear()
         self._snapshot(filters)
         return dict(self._seen)
+
+    def retain(self, topic: str, payload: bytes) -> None:
+        """Have the broker retain a message of the fleet's.
+
+        Raises:
+            LinkError: the broker refused, or did not take it.
+        """
+        self._publish(topic, payload)
 
     def clear(self, topics: Collection[str]) -> int:
         """Have the broker retain nothing in these topics of the fleet; how many there were.

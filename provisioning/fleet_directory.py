@@ -7,6 +7,7 @@ identities/server/{key.pem,cert.pem}
 registry.sqlite3
 audit.jsonl                     what operators did, append-only
 broker/                         configuration written for the broker
+verifiers/{name}/usage.json      what devices have used of their quotas within a day
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ class FleetDirectory:
         """What the broker's configuration is generated from.
 
         Args:
-            spared: a revoked device that the access list does not deny yet.
+            spared: a locked-out device that the access list does not deny yet.
         """
         server = self.path / "identities" / "server"
         authorities = self.path / "ca"
@@ -197,7 +198,7 @@ class FleetDirectory:
             claim_ca=authorities / "claim" / "cert.pem",
             claim_crl=authorities / "claim" / "crl.pem",
             backend_identities=self.backend_identities(),
-            denied_devices=tuple(name for name in self.registry.revoked_devices() if name != spared),
+            denied_devices=tuple(name for name in self.registry.denied_devices() if name != spared),
         )
 
     @property

@@ -50,14 +50,25 @@ CREATE TABLE IF NOT EXISTS claim (
     device TEXT,
     certificate BLOB
 );
+CREATE TABLE IF NOT EXISTS quarantine (
+    device TEXT PRIMARY KEY,
+    since TEXT NOT NULL,
+    until TEXT,
+    reason TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS quota (
+    device TEXT PRIMARY KEY,
+    limits TEXT NOT NULL
+);
 """
-_FORMAT = 3
+_FORMAT = 4
 _UPGRADES = {
     1: (
         "ALTER TABLE device ADD COLUMN revoked_at TEXT",
         "ALTER TABLE certificate ADD COLUMN revoked_at TEXT",
     ),
     2: (),
+    3: (),
 }
 """Statements that bring a registry of a format to the next one."""
 
@@ -100,7 +111,7 @@ class Registry:
         Raises:
             ProvisioningError: the id is taken, or was, and `replace` is False.
         """
-        now = _utc_now()
+        now = utc_now()
         with self.transaction() as connection:
             if not replace:
                 _check_is_new(connection, device_id)
@@ -114,12 +125,12 @@ class Registry:
     def add_certificate(self, authority: str, certificate: x509.Certificate) -> None:
         """Record a certificate of a backend or of the broker."""
         with self.transaction() as connection:
-            _insert_certificate(connection, authority, certificate, _utc_now())
+            _insert_certificate(connection, authority, certificate, utc_now())
 
     def add_temporary(self, certificate: x509.Certificate) -> None:
         """Record a device certificate that the operator uses for a moment: it is never the device's own."""
         with self.transaction() as connection:
-            _insert_certificate(connection, "device", certificate, _utc_now(), is_current=False)
+            _insert_certificate(connection, "device", certificate, utc_now(), is_current=False)
 
     def check_is_new(self, device_id: str) -> None:
         """Do nothing when the id was never given.
@@ -136,7 +147,7 @@ class Registry:
         Raises:
             ProvisioningError: there is no such device.
         """
-        now = _utc_now()
+        now = utc_now()
         with self.transaction() as connection:
             changed = connection.execute(
                 "UPDATE device SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?", (now, device_id)
@@ -153,7 +164,7 @@ class Registry:
         Raises:
             ProvisioningError: the device has no such certificate.
         """
-        now, named = _utc_now(), f"{serial:x}"
+        now, named = utc_now(), f"{serial:x}"
         with self.transaction() as connection:
             changed = connection.execute(
                 "UPDATE certificate SET replaced_at = NULL"
@@ -187,22 +198,27 @@ class Registry:
     def revoke_replaced(self, device_id: str) -> tuple[int, ...]:
         """Revoke what a device no longer uses; the serial numbers of all its revoked certificates."""
         with self.transaction() as connection:
-            return _revoke(connection, _utc_now(), "identity = ? AND replaced_at IS NOT NULL", device_id)
+            return _revoke(connection, utc_now(), "identity = ? AND replaced_at IS NOT NULL", device_id)
 
     def revoke_certificate(self, serial: int) -> None:
         """Revoke one device certificate."""
         with self.transaction() as connection:
-            _revoke(connection, _utc_now(), "serial = ?", f"{serial:x}")
+            _revoke(connection, utc_now(), "serial = ?", f"{serial:x}")
 
     def revocations(self, authority: str) -> dict[int, dt.datetime]:
-        """Revoked certificates of a CA that have not expired by themselves: serial number to time."""
+        """Certificates of a CA that are not to be let in and have not expired: serial number to time.
+
+        Revoked ones, and those of devices in quarantine.
+        """
         query = (
-            "SELECT serial, revoked_at, expires_at FROM certificate"
-            " WHERE authority = ? AND revoked_at NOT NULL"
+            "SELECT serial, coalesce(revoked_at, since), expires_at FROM certificate"
+            " LEFT JOIN quarantine ON authority = 'device' AND identity = device"
+            " AND (until IS NULL OR until > ?)"
+            " WHERE authority = ? AND coalesce(revoked_at, since) NOT NULL"
         )
         oldest = dt.datetime.now(dt.UTC) - _CLOCK_SLACK
         with self.transaction() as connection:
-            rows = connection.execute(query, (authority,)).fetchall()
+            rows = connection.execute(query, (utc_now(), authority)).fetchall()
         return {
             int(serial, 16): dt.datetime.fromisoformat(revoked_at)
             for serial, revoked_at, expires_at in rows
@@ -214,6 +230,15 @@ class Registry:
         with self.transaction() as connection:
             rows = connection.execute("SELECT id FROM device WHERE revoked_at NOT NULL ORDER BY id")
             return tuple(device_id for (device_id,) in rows)
+
+    def denied_devices(self) -> tuple[str, ...]:
+        """Ids that may neither write nor read: revoked, or in quarantine; sorted."""
+        query = (
+            "SELECT id FROM device WHERE revoked_at NOT NULL"
+            " UNION SELECT device FROM quarantine WHERE until IS NULL OR until > ? ORDER BY 1"
+        )
+        with self.transaction() as connection:
+            return tuple(device_id for (device_id,) in connection.execute(query, (utc_now(),)))
 
     def devices(self) -> tuple[DeviceRecord, ...]:
         """All devices, revoked ones too, by id."""
@@ -254,7 +279,7 @@ def insert_device(
     connection: sqlite3.Connection, device_id: str, model: str, certificate: x509.Certificate
 ) -> None:
     """Record a device, new or again, and its certificate within a transaction."""
-    now = _utc_now()
+    now = utc_now()
     connection.execute(
         "INSERT INTO device VALUES (?, ?, ?, NULL)"
         " ON CONFLICT (id) DO UPDATE SET model = excluded.model,"
@@ -324,5 +349,6 @@ def _insert_certificate(
     )
 
 
-def _utc_now() -> str:
+def utc_now() -> str:
+    """Now, as the registry writes times."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cli import output
+from cli.commands import quarantine, quota
 from cli.diagnostics import ExitCode, say
+from cli.fleet_options import (
+    AdminOption,
+    BrokerOption,
+    DeviceArgument,
+    DeviceListenerOption,
+    ReloadCommandOption,
+    operator_of,
+)
 from cli.options import FleetOption, JsonOption, TimeoutOption, default_fleet
 from cli.stop_event import stop_on_signals
 from protocol.errors import BrokerError
 
-if TYPE_CHECKING:
-    from fleet.operator import Operator
-
 app = typer.Typer(help="The fleet: make one, see who is there, set what they run.", no_args_is_help=True)
-
-BrokerOption = Annotated[
-    str | None, typer.Option(help="HOST[:PORT] of the backend listener. [default: the fleet's own]")
-]
-ReloadCommandOption = Annotated[
-    str | None,
-    typer.Option(help="Command that gives a foreign broker the files in $SLED_BROKER_FILES and reloads it."),
-]
-AdminOption = Annotated[
-    str | None, typer.Option(help="HOST:PORT of a foreign broker's admin listener, if it is in reach.")
-]
-DeviceArgument = Annotated[str, typer.Argument(help="Device id.", metavar="DEVICE")]
+app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(quota.app, name="quota")
 
 
 @app.command()
@@ -64,13 +60,13 @@ def list_devices(
     json: JsonOption = False,
     timeout: TimeoutOption = 10.0,
 ) -> None:
-    """List devices: presence, sessions, acceptance, draft model."""
-    with _operator(fleet, broker, timeout) as operator:
+    """List devices: presence, sessions, acceptance, draft model, and what is wrong."""
+    with operator_of(fleet, broker, timeout) as operator:
         devices = [row.to_json() for row in operator.list_devices()]
     if json:
         output.as_json(devices)
         return
-    columns = ("device", "presence", "sessions", "acceptance", "tokens", "model", "verifier")
+    columns = ("device", "presence", "sessions", "acceptance", "tokens", "model", "verifier", "problem")
     output.table(columns, devices, empty="no devices yet: sled provision device DEVICE --out DEVICE.sled")
 
 
@@ -84,7 +80,7 @@ def show(
     timeout: TimeoutOption = 10.0,
 ) -> None:
     """Show one device: status, sessions, configuration wanted and in force."""
-    with _operator(fleet, broker, timeout) as operator:
+    with operator_of(fleet, broker, timeout) as operator:
         details = operator.show_device(device).to_json()
     output.as_json(details) if json else output.fields(details)
 
@@ -99,7 +95,7 @@ def ping(
     timeout: TimeoutOption = 10.0,
 ) -> None:
     """Ask a device to answer, and say how long it took."""
-    with _operator(fleet, broker, timeout) as operator:
+    with operator_of(fleet, broker, timeout) as operator:
         answer = operator.ping(device, timeout_s=timeout).to_json()
     output.as_json(answer) if json else output.fields(answer)
 
@@ -109,10 +105,7 @@ def revoke(
     device: DeviceArgument,
     *,
     fleet: FleetOption,
-    broker: Annotated[
-        str | None,
-        typer.Option(help="HOST[:PORT] of a foreign broker's device listener. [default: the fleet's own]"),
-    ] = None,
+    broker: DeviceListenerOption = None,
     reload_command: ReloadCommandOption = None,
     admin: AdminOption = None,
     json: JsonOption = False,
@@ -139,7 +132,7 @@ def revoke(
     done = revocation.revoke(directory, device, access)
     backend_port = None if reload_command else _local_backend_port(directory.path)
     backend = f"{access.host}:{backend_port}" if backend_port else access.host
-    with _operator(fleet, backend, 10.0) as operator:
+    with operator_of(fleet, backend, 10.0) as operator:
         n_wishes = operator.forget(device)
     result = {**done.to_json(), "n_cleared": done.n_cleared + n_wishes}
     if json:
@@ -178,7 +171,7 @@ def rotate(
     if drop_old:
         done = rotation.drop_old(directory, device, reload)
     else:
-        with _operator(fleet, broker, timeout) as operator:
+        with operator_of(fleet, broker, timeout) as operator:
 
             def ask(name: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
                 state = operator.command(device, name, arguments=arguments, timeout_s=timeout).state
@@ -199,21 +192,28 @@ def serve(
     interval: Annotated[
         float, typer.Option(min=1.0, help="Seconds between two rounds of housekeeping.")
     ] = 60.0,
+    quarantine_for: Annotated[
+        str,
+        typer.Option(help="How long a device that floods is locked out; never only logs what verifiers say."),
+    ] = "15m",
 ) -> None:
     """Answer newcomers with claims and keep the broker's rules in step, until Ctrl-C.
 
-    Sessions do not depend on it. It re-issues revocation lists, locks used claims out, and clears requests
-    that nobody waits for.
+    Sessions do not depend on it. It re-issues revocation lists, locks used claims out, clears requests that
+    nobody waits for, passes quotas on to the verifiers, and locks devices that flood out for a while.
     """
     from cli.broker_access import access_to
     from cli.broker_address import BrokerAddress
+    from cli.duration import parse_duration
     from cli.operator_service import OperatorService
     from provisioning.fleet_directory import FleetDirectory
 
     directory = FleetDirectory.open(fleet)
     access = access_to(directory, broker=None, reload_command=reload_command, admin=None)
     stop = stop_on_signals()
-    service = OperatorService(directory, BrokerAddress.of(fleet, broker), access, interval_s=interval)
+    lasting = None if quarantine_for == "never" else parse_duration(quarantine_for)
+    address = BrokerAddress.of(fleet, broker)
+    service = OperatorService(directory, address, access, interval_s=interval, quarantine=lasting)
     say("answering newcomers with claims; Ctrl-C stops it")
     service.run_until(stop)
 
@@ -279,7 +279,7 @@ def set_config(
     from provisioning.fleet_directory import FleetDirectory
 
     wanted = parse_assignments(settings)
-    with _operator(fleet, broker, timeout) as operator:
+    with operator_of(fleet, broker, timeout) as operator:
         FleetDirectory.open(fleet).audit.append("config-set", device, settings=wanted)
         outcome = operator.set_config(device, wanted, timeout_s=timeout).to_json()
     output.as_json(outcome) if json else output.fields(outcome)
@@ -292,17 +292,3 @@ def _local_backend_port(fleet: Path) -> int | None:
 
     running = RunningBroker.find(fleet / "broker")
     return running.ports.backend if running else None
-
-
-def _operator(fleet: Path, broker: str | None, timeout_s: float) -> Operator:
-    from cli.broker_address import BrokerAddress
-    from fleet.operator import Operator
-    from provisioning.fleet_directory import OPERATOR, FleetDirectory
-
-    directory = FleetDirectory.open(fleet)
-    identity = ".".join(OPERATOR)
-    endpoint = BrokerAddress.of(fleet, broker).backend_endpoint(directory.endpoint_tls(identity))
-    known = [record.id for record in directory.registry.devices() if record.revoked_at is None]
-    return Operator(
-        endpoint, identity=identity, fleet=directory.fleet, known_devices=known, timeout_s=timeout_s
-    )
