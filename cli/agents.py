@@ -18,7 +18,9 @@ def agent_of(
     *,
     controller: ControllerOptions | None = None,
 ) -> DeviceAgent:
-    """The agent of the device installed in `home`, not started yet.
+    """The agent of the device installed in `home`, not started yet. It takes models that the fleet delivers.
+
+    When the draft model in use cannot be loaded, the one before comes back.
 
     Args:
         overrides: `section.key` to value, on top of file and environment; None values were not typed.
@@ -29,22 +31,21 @@ def agent_of(
         ModelError: the draft model cannot be loaded.
     """
     from device_agent.agent import DeviceAgent
-    from device_agent.config import DeviceConfig
-    from device_agent.drafters import load_drafter, load_vocabulary
+    from device_agent.delivery.delivery import Delivery
+    from device_agent.delivery.model_start import start_model
     from device_agent.tokenizer import ChatTokenizer
     from provisioning.certificate_exchange import CertificateExchange
 
     exchange = CertificateExchange(home)
     exchange.settle()
     typed = {key: value for key, value in (overrides or {}).items() if value is not None}
-    config = DeviceConfig.load(home, typed, os.environ)
-    tokenizer = ChatTokenizer(load_vocabulary(config.model_file))
-    n_threads = config.settings.draft_threads or None
-    drafter = load_drafter("llama.cpp", config.model_file, n_threads=n_threads)
+    started = start_model(home, typed, os.environ)
+    config = started.config
     return DeviceAgent(
         config,
-        drafter,
-        tokenizer,
+        started.drafter,
+        ChatTokenizer(started.vocabulary),
         controller_options=controller,
         commands=exchange.commands(config.identity.device, config.endpoint),
+        delivery=Delivery(config),
     )

@@ -18,7 +18,7 @@ from functools import partial
 from importlib import metadata
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from device_agent import board
 from device_agent.adverts import Adverts
@@ -53,6 +53,9 @@ from protocol.link import (
 from protocol.messages import SamplerSettings, VerifierStatus
 from protocol.topics import VERDICT, VERIFIER_STATUS
 
+if TYPE_CHECKING:
+    from device_agent.delivery.delivery import Delivery
+
 _logger = logging.getLogger(__name__)
 
 MAX_INBOX = 10_000
@@ -74,6 +77,7 @@ class DeviceAgent:
         drafter: owned from here on; closed by `stop`.
         controller_options: bounds of speculation; None takes them from the settings.
         commands: what the fleet may have the device do, beside `ping`.
+        delivery: brings the draft model that the fleet wants; None takes no models.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class DeviceAgent:
         *,
         controller_options: ControllerOptions | None = None,
         commands: Mapping[str, Command] | None = None,
+        delivery: Delivery | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is started yet.
@@ -99,6 +104,7 @@ class DeviceAgent:
         self._inbox: SimpleQueue[LinkEvent | Drafted | Callable[[], None] | None] = SimpleQueue()
         journals = JournalDirectory(config.journal_directory)
         self._adverts = Adverts(drafter.info.vocabulary, random.Random())
+        self._delivery = delivery
         self._worker = DraftWorker(drafter, self._inbox.put)
         self._halt_reason = ""
         self._readiness = threading.Condition()
@@ -148,6 +154,16 @@ class DeviceAgent:
         return self._link.traffic
 
     @property
+    def model(self) -> str:
+        """Name of the draft model."""
+        return self._info.model
+
+    @property
+    def has_new_model(self) -> bool:
+        """Whether another draft model is in use from the next start on."""
+        return self._delivery is not None and self._delivery.switched.is_set()
+
+    @property
     def halt_reason(self) -> str:
         """Why the device has left the broker for good; empty while it has not."""
         return self._halt_reason
@@ -161,6 +177,8 @@ class DeviceAgent:
         shell = self._duties_shell
         shell.perform(self._link, shell.duties.start(self.now_s()))
         self._worker.start()
+        if self._delivery is not None:
+            self._delivery.start(self._link, lambda: self.settings.download_kib_per_s)
         self._thread.start()
         self._link.start()
 
@@ -215,6 +233,8 @@ class DeviceAgent:
 
     def stop(self) -> None:
         """End turns under way, keep their journals, say farewell to the fleet, disconnect."""
+        if self._delivery is not None:
+            self._delivery.stop()
         if self._thread.is_alive():
             self.call(self.desk.detach_all)
             self._inbox.put(None)
@@ -268,6 +288,8 @@ class DeviceAgent:
 
     def _tick(self) -> None:
         self.desk.tick()
+        if self._delivery is not None:
+            self._delivery.hold_back(is_answering=self.desk.is_answering)
         now_s, duties = self.now_s(), self._duties_shell.duties
         if duties.wake_s is not None and now_s >= duties.wake_s:
             self._duties_shell.perform(self._link, duties.on_tick(now_s))
@@ -293,7 +315,7 @@ class DeviceAgent:
 
     def _on_link_event(self, event: LinkEvent) -> None:
         """On the network thread: enqueue only."""
-        if self._checkpoints.feed(event):
+        if self._checkpoints.feed(event) or (self._delivery is not None and self._delivery.feed(event)):
             return
         if not isinstance(event, Received) or self._inbox.qsize() < MAX_INBOX:
             self._inbox.put(event)
@@ -377,6 +399,8 @@ class DeviceAgent:
         adverts = VERIFIER_STATUS.filter(identity.fleet)
         # At QoS 0 the broker queues no adverts while we are away: what counts is what is retained.
         link.subscribe([Subscription(verdicts), Subscription(adverts, qos=0), *duties.subscriptions()])
+        if self._delivery is not None:
+            link.subscribe(self._delivery.subscriptions())
         return link
 
 

@@ -118,12 +118,14 @@ class DeviceConfig(BaseModel):
                 _put(tables, _environment_key(name), text, source=name)
         for key, value in (overrides or {}).items():
             _put(tables, key, value, source="override")
+        identity = _checked(Identity, "identity", tables, home)
+        broker = _checked(Broker, "broker", tables, home)
         model = _checked(Model, "model", tables, home)
         delivered = None if _is_model_named(overrides, environment) else _delivered_model(home)
         return cls(
             home=home,
-            identity=_checked(Identity, "identity", tables, home),
-            broker=_checked(Broker, "broker", tables, home),
+            identity=identity,
+            broker=broker,
             model=delivered or model,
             settings=_checked(Settings, "settings", tables, home),
             own_model=model if delivered else None,

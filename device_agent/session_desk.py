@@ -90,6 +90,11 @@ class SessionDesk:
         """All open sessions, for the fleet."""
         return tuple(live.health() for live in self._sessions.values())
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether a turn is under way in any session."""
+        return any(live.machine.is_active for live in self._sessions.values())
+
     def is_open(self, live: LiveSession) -> bool:
         """Whether the session still has its slot."""
         return self._sessions.get(live.slot) is live

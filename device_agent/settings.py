@@ -21,6 +21,7 @@ CHANGEABLE_BY_FLEET = frozenset(
         "system_prompt",
         "verifier",
         "telemetry_interval_s",
+        "download_kib_per_s",
     }
 )
 """What the user's privacy depends on, and what the hardware dictates, stays with the device."""
@@ -41,6 +42,7 @@ class Settings(BaseModel):
         offline: what the device does while no verdict comes: `wait`, or `local`: go on with the draft model
             alone, shown as unverified until the target has confirmed or replaced it.
         telemetry_interval_s: seconds between two telemetry messages of a busy device; 0 sends none.
+        download_kib_per_s: how fast a new draft model may come, over MQTT or HTTPS; 0 is as fast as it can.
         draft_threads: CPU threads of the drafter; 0 leaves the choice to it.
     """
 
@@ -57,6 +59,7 @@ class Settings(BaseModel):
     checkpoint_retention_s: int = Field(default=86_400, ge=60, le=30 * 86_400)
     offline: Literal["wait", "local"] = "wait"
     telemetry_interval_s: float = Field(default=10.0, ge=0.0, le=86_400.0)
+    download_kib_per_s: int = Field(default=0, ge=0, le=10_000_000)
     draft_threads: int = Field(default=0, ge=0, le=1_024)
 
     @classmethod

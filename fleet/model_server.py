@@ -1,6 +1,6 @@
 """Hands models out over MQTT: devices ask for blocks of what they were offered, and get them, in turn.
 
-A part of the always-on operator service, with a connection of its own, so that no answer waits behind a model.
+A part of the always-on operator service, with a connection of its own, so that nothing waits behind a model.
 Nothing is remembered: a device asks again for what does not come, also after this has been killed.
 """
 

@@ -9,14 +9,17 @@ from typing import Annotated
 import typer
 
 from cli import output
+from cli.commands import device_models
 from cli.diagnostics import say
 from cli.options import HomeOption, JsonOption
 from cli.stop_event import stop_on_signals
 from protocol.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 10.0
+POLL_S = 0.5
 
 app = typer.Typer(help="On the device: install a bundle, run the agent.", no_args_is_help=True)
+app.add_typer(device_models.app, name="models")
 
 
 @app.command()
@@ -106,13 +109,18 @@ def _token_text(claim: str) -> str:
 
 @app.command()
 def run(*, home: HomeOption) -> None:
-    """Keep the device in the fleet (presence, configuration, commands) until Ctrl-C."""
+    """Keep the device in the fleet (presence, configuration, commands, models) until Ctrl-C.
+
+    It starts anew by itself when a delivered model has been put to use.
+    """
     from cli.agents import agent_of
 
     stop = stop_on_signals()
-    with agent_of(home) as agent:
-        say(f"device {agent.config.identity.device} runs; Ctrl-C stops it")
-        stop.wait()
+    while not stop.is_set():
+        with agent_of(home) as agent:
+            say(f"device {agent.config.identity.device} runs with {agent.model}; Ctrl-C stops it")
+            while not stop.wait(POLL_S) and not agent.has_new_model:
+                pass
 
 
 @app.command()

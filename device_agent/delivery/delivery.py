@@ -54,10 +54,10 @@ class Delivery:
     """One device's delivery.
 
     Args:
-        limit_kib_per_s: the setting in force; 0 is no limit.
         on_status: told of each change and of progress, on the delivery's thread; it must be quick.
 
     Attributes:
+        offered: set once an offer has been looked at.
         switched: set when another model is in use than when this was made.
     """
 
@@ -65,11 +65,10 @@ class Delivery:
         self,
         config: DeviceConfig,
         *,
-        limit_kib_per_s: Callable[[], int] = lambda: 0,
         on_status: Callable[[ModelStatus], None] = lambda _: None,
     ) -> None:
         self._config = config
-        self._limit_kib_per_s = limit_kib_per_s
+        self._limit_kib_per_s: Callable[[], int] = lambda: 0
         self._store = store_of(config)
         self._fleet, self._device = config.identity.fleet, config.identity.device
         self._offer_topic = MODEL_OFFER.topic(self._fleet, d=self._device)
@@ -87,6 +86,7 @@ class Delivery:
         self._is_answering = False
         self._is_up = False
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
+        self.offered = threading.Event()
         self.switched = threading.Event()
 
     # ---- for the owner's threads
@@ -95,9 +95,13 @@ class Delivery:
         """What the link is to be subscribed to, beside the adverts of verifiers, which are looked at."""
         return Subscription(self._offer_topic), Subscription(self._block_topic, qos=0)
 
-    def start(self, link: Link) -> None:
-        """Work from now on."""
-        self._link = link
+    def start(self, link: Link, limit_kib_per_s: Callable[[], int] = lambda: 0) -> None:
+        """Work from now on.
+
+        Args:
+            limit_kib_per_s: the setting in force; 0 is no limit.
+        """
+        self._link, self._limit_kib_per_s = link, limit_kib_per_s
         self._thread.start()
 
     def feed(self, event: LinkEvent) -> bool:
@@ -165,7 +169,10 @@ class Delivery:
         now_s = time.monotonic()
         match event:
             case Received(topic, payload) if topic == self._offer_topic:
-                self._offered(payload)
+                try:
+                    self._offered(payload)
+                finally:
+                    self.offered.set()
             case Received(topic, payload) if (names := VERIFIER_STATUS.parse(topic)) is not None:
                 self._advertised(names["v"], payload)
             case Received(_, payload) if self._job is not None:

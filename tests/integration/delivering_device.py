@@ -69,14 +69,15 @@ class DeliveringDevice:
         self.config = DeviceConfig.load(home)
         self.statuses: list[ModelStatus] = []
         self._changed = threading.Condition()
-        self.delivery = Delivery(self.config, limit_kib_per_s=lambda: limit_kib_per_s, on_status=self._note)
+        self.delivery = Delivery(self.config, on_status=self._note)
+        self._limit_kib_per_s = limit_kib_per_s
         options = LinkOptions(self.config.identity.device, keepalive_s=2, **FAST)
         self.link = Link(endpoint or self.config.endpoint, options, self._on_event)
 
     def __enter__(self) -> Self:
         adverts = Subscription(VERIFIER_STATUS.filter("f"), qos=0)
         self.link.subscribe([*self.delivery.subscriptions(), adverts])
-        self.delivery.start(self.link)
+        self.delivery.start(self.link, lambda: self._limit_kib_per_s)
         self.link.start()
         return self
 
