@@ -209,19 +209,25 @@ class VerifierService:
             self._metrics_endpoint = None
         self._step_log.summarise()
 
-    def run_until(self, stop_event: threading.Event) -> None:
+    def run_until(self, stop_event: threading.Event, check: Callable[[], None] = lambda: None) -> None:
         """Serve until the event is set, then stop gracefully.
+
+        Args:
+            check: called twice a second; what it raises ends the service, without waiting for turns.
 
         Raises:
             ModelError: the service thread ended by itself.
         """
         self.start()
+        drain_s: float | None = 0.0
         try:
             while not stop_event.wait(0.5):
+                check()
                 if not self._thread.is_alive():
                     raise ModelError("the verifier ended after an internal fault") from self._failure
+            drain_s = None
         finally:
-            self.stop()
+            self.stop(drain_s)
 
     # ---- network thread and engine's thread: only enqueue
 

@@ -7,7 +7,8 @@
     ├── BrokerError            the private broker could not be started               exit 3
     ├── ModelError             a model, tokenizer or engine cannot be used           exit 4
     │   ├── VocabularyMismatchError  draft and target do not share a vocabulary
-    │   └── MissingLibraryError  a model library of an optional install is not there
+    │   ├── MissingLibraryError  a model library of an optional install is not there
+    │   └── RankLostError      a process of a target that several hold is gone      exit 7
     ├── SessionError           a session cannot go on                                exit 5
     └── ProvisioningError      an identity, bundle or fleet directory is unusable    exit 6
 
@@ -102,6 +103,12 @@ class VocabularyMismatchError(ModelError):
 
 class MissingLibraryError(ModelError):
     """A model library that only an optional install brings; the model itself may be all right."""
+
+
+class RankLostError(ModelError):
+    """Of the processes that hold one target together one is gone; the others are of no use without it."""
+
+    exit_code = 7
 
 
 class SessionError(SledError):

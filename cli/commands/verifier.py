@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import output
+from cli import output, ranks
 from cli.diagnostics import say
 from cli.options import FleetOption, JsonOption, TimeoutOption
 from cli.stop_event import stop_on_signals
@@ -27,8 +27,8 @@ app = typer.Typer(help="The edge verifier.", no_args_is_help=True)
 TargetOption = Annotated[
     str | None,
     typer.Option(
-        help="Hugging Face directory or id, or a GGUF file. [default: the bundled target]",
-        metavar="DIR|ID|FILE",
+        help="Registered model, Hugging Face directory or id, or GGUF file. [default: the bundled target]",
+        metavar="NAME|DIR|ID|FILE",
     ),
 ]
 DtypeOption = Annotated[
@@ -61,7 +61,9 @@ def run(
 ) -> None:
     """Run a verifier until Ctrl-C or SIGTERM, which let running turns finish.
 
-    With --json, one line on stdout says when it is ready.
+    With --json, one line on stdout says when it is ready. A target that is larger than one machine or card is
+    split over several processes: torchrun --nproc_per_node 2 --no-python sled verifier run ... When one of
+    them is gone the others end with exit code 7.
     """
     from cli.broker_address import BrokerAddress
     from cli.targets import resolve_target
@@ -70,33 +72,40 @@ def run(
     from edge_verifier.service import VerifierService
     from provisioning.fleet_directory import FleetDirectory
 
+    path = resolve_target(target)
+    loading: dict[str, Any] = {
+        "dtype": dtype or "auto",
+        "device": device,
+        "n_threads": threads,
+        "kv_bytes": kv_mib << 20,
+    }
+    group = ranks.join(path, device)
+    if group is not None and not group.is_leader:
+        ranks.follow(group, path, **loading)
+        return
     stop = _stop_event(until_stdin_closes=until_stdin_closes)
     directory = FleetDirectory.open(fleet)
     settings = VerifierConfig.load(config, os.environ, {"step_log_level": "info" if log_steps else None})
     tls = directory.endpoint_tls(backend_identity("verifier", name))
     endpoint = BrokerAddress.of(fleet, broker).backend_endpoint(tls)
-    path = resolve_target(target)
     say(f"loading target {path}")
-    engine = load_engine(
-        path,
-        dtype=dtype or "auto",
-        device=device,
-        n_threads=threads,
-        max_sessions=max_sessions,
-        max_context=max_context,
-        kv_bytes=kv_mib << 20,
-    )
-    service = VerifierService(engine, endpoint, directory.fleet, name, settings)
-    try:
-        _start(service)
-        info = engine.info
-        say(f"verifier {name} is ready: {info.model}, {info.dtype}, {info.max_context} tokens a session")
-        if json:
-            ready = {"event": "ready", "verifier": name, "model": info.model, "dtype": info.dtype}
-            output.as_json(ready | {"target": info.target, "vocabulary": info.vocabulary})
-        service.run_until(stop)
-    finally:
-        engine.shutdown()
+    with ranks.loading(group):
+        engine = load_engine(path, max_sessions=max_sessions, max_context=max_context, group=group, **loading)
+    with ranks.leading(group) as check:
+        try:
+            usage_file = directory.path / "verifiers" / name / "usage.json"
+            service = VerifierService(
+                engine, endpoint, directory.fleet, name, settings, usage_file=usage_file
+            )
+            _start(service)
+            info = engine.info
+            say(f"verifier {name} is ready: {info.model}, {info.dtype}, {info.max_context} tokens a session")
+            if json:
+                ready = {"event": "ready", "verifier": name, "model": info.model, "dtype": info.dtype}
+                output.as_json(ready | {"target": info.target, "vocabulary": info.vocabulary})
+            service.run_until(stop, check)
+        finally:
+            engine.shutdown()
 
 
 @app.command()

@@ -6,15 +6,19 @@ and a line in `ENGINES`; `table_engine.py` is the smallest example.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edge_verifier.engine import Engine
+from edge_verifier.engines.launch import Launch
 from edge_verifier.engines.model_directory import find_directory
-from protocol.errors import ConfigError, MissingLibraryError
+from protocol.errors import ConfigError, MissingLibraryError, RankLostError
 from protocol.messages import SamplerSettings
+
+if TYPE_CHECKING:
+    from edge_verifier.engines.rank_group import RankGroup
 
 ENGINES = {
     "transformers": ("edge_verifier.engines.hf", "TransformersEngine", "pip install 'sled[verifier]'"),
@@ -41,6 +45,7 @@ def load_engine(
     max_sessions: int = 64,
     max_context: int | None = None,
     kv_bytes: int = 2 << 30,
+    group: RankGroup | None = None,
 ) -> Engine:
     """Load a target model; takes seconds, and memory for the weights.
 
@@ -52,7 +57,8 @@ def load_engine(
         n_threads: of the model; None for one per core.
         max_sessions: sessions that can be open at once.
         max_context: positions per session, if less than the model's own.
-        kv_bytes: memory for all KV caches together.
+        kv_bytes: memory for all KV caches together; with a group, of each of its processes.
+        group: processes that hold the target together, from `join_group`; this one leads.
 
     Raises:
         ConfigError: there is no such engine.
@@ -76,8 +82,43 @@ def load_engine(
         max_sessions=max_sessions,
         max_context=max_context,
         kv_bytes=kv_bytes,
+        **({} if group is None else {"group": group}),
     )
     return cast("Engine", loaded)
+
+
+def join_group(
+    launch: Launch, target: str | Path, device: str, on_loss: Callable[[RankLostError], None]
+) -> RankGroup:
+    """Meet the other processes that hold `target`; see `RankGroup`.
+
+    Raises:
+        ConfigError: such a target is held by one process.
+        ModelError: torch is not installed, the device cannot be used, or the others cannot be reached.
+    """
+    if engine_for(target) != "transformers":
+        raise ConfigError(
+            f"a GGUF target is held by one process, not by {launch.size}", hint="start it without torchrun"
+        )
+    try:
+        from edge_verifier.engines.rank_group import RankGroup  # noqa: PLC0415 - brings in torch
+    except ImportError as error:
+        install = ENGINES["transformers"][2]
+        raise MissingLibraryError(f"torch is not installed ({error})", hint=install) from error
+    return RankGroup(launch, device, on_loss)
+
+
+def follow(target: str | Path, group: RankGroup, **options: Any) -> None:  # noqa: ANN401 - as `load_engine`'s
+    """Hold a part of `target` until the leader ends; `options` are those that the leader gives `load_engine`.
+
+    Raises:
+        RankLostError: another process is gone.
+        ModelError: the target cannot be found, read, or served right.
+    """
+    from edge_verifier.engines import hf_follower  # noqa: PLC0415 - brings in torch
+
+    find_directory(target)
+    hf_follower.follow(target, group, **options)
 
 
 def engine_for(target: str | Path) -> str:

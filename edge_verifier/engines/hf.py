@@ -6,23 +6,20 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from time import perf_counter
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from edge_verifier.engine import EngineInfo, Row, StepResult
-from edge_verifier.engines import hf_linear
-from edge_verifier.engines.hf_attention import RaggedStep, Span
-from edge_verifier.engines.hf_cache import BLOCK, KvMemory, SessionCache
+from edge_verifier.engines.hf_cache import BLOCK, KvMemory
 from edge_verifier.engines.hf_loading import LoadedModel, load_model
-from edge_verifier.engines.hf_probe import probe
-from edge_verifier.engines.hf_worker import LocalWorker
+from edge_verifier.engines.hf_lockstep import LeadingWorker
+from edge_verifier.engines.hf_runner import StepRunner, prepare
+from edge_verifier.engines.hf_worker import LocalWorker, Worker
 from edge_verifier.engines.ledger import Ledger, Limits
 from protocol.errors import ModelError
 from protocol.fingerprint import target_fingerprint
+
+if TYPE_CHECKING:
+    from edge_verifier.engines.rank_group import RankGroup
 
 ENGINE = "transformers"
 logger = logging.getLogger(__name__)
@@ -40,7 +37,8 @@ class TransformersEngine:
         n_threads: of torch, for the whole process; None leaves torch's choice.
         max_sessions: sessions that can be open at once.
         max_context: positions per session, if less than the model's own.
-        kv_bytes: memory for all KV caches together.
+        kv_bytes: memory for all KV caches together; with a group, of each of its processes.
+        group: processes that hold the target together; this one leads, the others `hf_follower.follow` it.
 
     Raises:
         ModelError: the target cannot be found, read, or served right.
@@ -56,29 +54,29 @@ class TransformersEngine:
         max_sessions: int = 64,
         max_context: int | None = None,
         kv_bytes: int = 2 << 30,
+        group: RankGroup | None = None,
     ) -> None:
-        loaded = load_model(target, dtype=dtype, device=device)
-        is_exact = loaded.dtype == "float32" and loaded.device.type == "cpu"
+        loaded = load_model(target, dtype=dtype, device=device, group=group)
+        self._runner = StepRunner(loaded)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._runner = StepRunner(loaded, is_exact=is_exact)
-        self._thread.submit(_set_threads, n_threads, is_exact=is_exact).result()
         try:
-            position_bytes = self._thread.submit(probe, self._runner, loaded).result()
+            n_blocks = self._thread.submit(prepare, self._runner, loaded, n_threads, kv_bytes).result()
         except BaseException:
             self._thread.shutdown()
             raise
         context = min(loaded.max_context, max_context or loaded.max_context)
         limits = Limits(
             vocab_size=loaded.vocab_size,
-            max_context=_fitting_context(context, kv_bytes, position_bytes),
+            max_context=min(context, n_blocks * BLOCK),
             max_sessions=max_sessions,
-            max_positions=kv_bytes // position_bytes // BLOCK * BLOCK,
+            max_positions=n_blocks * BLOCK,
             block=BLOCK,
         )
         self._ledger = Ledger(limits)
-        self._worker = LocalWorker(self._runner, KvMemory((limits.max_positions or 0) // BLOCK))
+        worker = LocalWorker(self._runner, KvMemory(n_blocks))
+        self._worker: Worker = worker if group is None else LeadingWorker(worker, group)
         self._is_shut_down = False
-        self._info = _info(loaded, limits, is_exact=is_exact and not _has_experts(loaded))
+        self._info = _info(loaded, limits, is_exact=self._runner.is_exact and not _has_experts(loaded))
         logger.info(
             "target %s in %s on %s: context %s, %s KV positions, exact %s",
             self._info.model, self._info.dtype, loaded.device,
@@ -119,106 +117,6 @@ class TransformersEngine:
             self._is_shut_down = True
             self._thread.submit(self._worker.end)
         self._thread.shutdown(wait=True)
-
-
-class StepRunner:
-    """Runs steps on the thread that calls it."""
-
-    def __init__(self, loaded: LoadedModel, *, is_exact: bool) -> None:
-        self._model = loaded.model
-        self._device = loaded.device
-        self._vocab_size = loaded.vocab_size
-        self._is_exact = is_exact
-        if loaded.device.type == "cpu":
-            with torch.inference_mode():
-                hf_linear.prepare_linears(loaded.model, is_exact=is_exact)
-        self.last_step: RaggedStep | None = None
-        """How the latest step was split; the probe reads it."""
-
-    @staticmethod
-    def check(rows: Sequence[Row], caches: Sequence[SessionCache]) -> None:
-        """Raise ModelError when a cache is not at its row's start, as after a step that failed."""
-        for row, cache in zip(rows, caches, strict=True):
-            if cache.length != row.start:
-                raise ModelError(f"session {row.session} lost positions in a failed step")
-
-    def run(self, rows: Sequence[Row], caches: Sequence[SessionCache]) -> StepResult:
-        """Compute one step and append its tokens to `caches`.
-
-        Raises:
-            ModelError: a cache is not at its row's start, or the computation failed; nothing is appended.
-        """
-        started_s = perf_counter()
-        self.check(rows, caches)
-        try:
-            with torch.inference_mode():
-                logits = self._forward(rows, caches)
-        except ModelError:
-            raise
-        except Exception as error:
-            logger.exception("step of %d rows failed", len(rows))
-            raise ModelError(f"the engine failed in a step: {error}") from error
-        for row, cache in zip(rows, caches, strict=True):
-            cache.length += len(row.tokens)
-        return StepResult(logits, perf_counter() - started_s)
-
-    def _forward(
-        self, rows: Sequence[Row], caches: Sequence[SessionCache]
-    ) -> tuple[NDArray[np.float32], ...]:
-        n_tokens = sum(len(row.tokens) for row in rows)
-        n_rows = hf_linear.padded(n_tokens) if self._is_exact else n_tokens
-        tokens: list[int] = []
-        positions: list[int] = []
-        wanted: list[int] = []
-        spans: list[Span] = []
-        for row, cache in zip(rows, caches, strict=True):
-            n = len(row.tokens)
-            spans.append(Span(cache, len(tokens), row.start, n))
-            tokens += row.tokens
-            positions += range(row.start, row.start + n)
-            wanted += range(len(tokens) - row.n_logits, len(tokens))
-        padding = [0] * (n_rows - n_tokens)
-        step = RaggedStep(spans, n_rows, is_exact=self._is_exact, device=self._device)
-        self.last_step = step
-        found = self._call(self._ids(tokens + padding), self._ids(positions + padding), wanted, step)
-        return _split(found, [row.n_logits for row in rows])
-
-    def _call(
-        self, tokens: Tensor, positions: Tensor, wanted: list[int], step: RaggedStep
-    ) -> NDArray[np.float32]:
-        """Logits [len(wanted), vocab_size] of the wanted rows; without any, the head is not computed."""
-        common = {"input_ids": tokens, "position_ids": positions, "use_cache": False, "sled_step": step}
-        if not wanted:
-            self._model.base_model(**common)
-            return np.empty((0, self._vocab_size), np.float32)
-        n_kept = hf_linear.padded(len(wanted)) if self._is_exact else len(wanted)
-        kept = torch.tensor(wanted + [0] * (n_kept - len(wanted)), device=self._device)
-        logits = self._model(**common, logits_to_keep=kept).logits
-        found: NDArray[np.float32] = logits[0, : len(wanted), : self._vocab_size].float().cpu().numpy()
-        return found
-
-    def _ids(self, values: list[int]) -> Tensor:
-        return torch.tensor([values], device=self._device)
-
-
-def _split(logits: NDArray[np.float32], counts: list[int]) -> tuple[NDArray[np.float32], ...]:
-    ends = np.cumsum(counts)
-    return tuple(logits[end - count : end] for end, count in zip(ends, counts, strict=True))
-
-
-def _set_threads(n_threads: int | None, *, is_exact: bool) -> None:
-    chosen = n_threads or torch.get_num_threads()
-    torch.set_num_threads(hf_linear.exact_threads(chosen) if is_exact else chosen)
-
-
-def _fitting_context(context: int, kv_bytes: int, position_bytes: int) -> int:
-    n_positions = kv_bytes // position_bytes // BLOCK * BLOCK
-    if n_positions < BLOCK:
-        raise ModelError(
-            f"a KV budget of {kv_bytes} bytes holds less than {BLOCK} positions of {position_bytes} bytes",
-            hint="give the engine more KV memory",
-        )
-    return min(context, n_positions)
 
 
 def _has_experts(loaded: LoadedModel) -> bool:

@@ -19,7 +19,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
 from edge_verifier.engines.hf_attention import NAME, ragged_attention
+from edge_verifier.engines.hf_shards import Shards, distribution
 from edge_verifier.engines.model_directory import find_directory, first_line
+from edge_verifier.engines.rank_group import RankGroup
 from edge_verifier.engines.weight_digests import weight_files_sha256
 from protocol.errors import ModelError
 from protocol.fingerprint import vocabulary_fingerprint
@@ -47,15 +49,17 @@ class LoadedModel:
     stop_ids: frozenset[int]
     vocabulary: str
     weights_sha256: str
+    shards: Shards | None = None
 
 
-def load_model(target: str | Path, *, dtype: str, device: str) -> LoadedModel:
+def load_model(target: str | Path, *, dtype: str, device: str, group: RankGroup | None = None) -> LoadedModel:
     """Load `target`, a local directory or a hub id.
 
     Args:
         dtype: `float32`, `bfloat16`, or `auto`: bfloat16 when the weights are stored in 16 bits and the
             device computes with them natively, else float32.
-        device: `cpu`, `cuda`, or `auto`.
+        device: `cpu`, `cuda`, or `auto`; a group has its own.
+        group: processes of which each takes a part of the weights.
 
     Raises:
         ModelError: it cannot be found, read, or served right.
@@ -63,11 +67,14 @@ def load_model(target: str | Path, *, dtype: str, device: str) -> LoadedModel:
     directory = find_directory(target)
     config = _load_config(directory)
     _refuse_unserved(config)
-    where = _device(device)
+    where = _device(device) if group is None else group.device
     chosen = _dtype(dtype, config, where)
     AttentionInterface.register(NAME, ragged_attention)
     disable_progress_bar()
-    model = _load_weights(directory, DTYPES[chosen]).to(where).eval()
+    if group is None:
+        model = _load_weights(directory, DTYPES[chosen]).to(where).eval()
+    else:
+        model = _load_weights(directory, DTYPES[chosen], **distribution(config, group)).eval()
     text_config = config.get_text_config(decoder=True)
     return LoadedModel(
         name=str(target) if not Path(target).exists() else directory.name,
@@ -79,6 +86,7 @@ def load_model(target: str | Path, *, dtype: str, device: str) -> LoadedModel:
         stop_ids=_stop_ids(directory, text_config),
         vocabulary=_vocabulary(directory, int(text_config.vocab_size)),
         weights_sha256=weight_files_sha256(_identity_files(directory)),
+        shards=None if group is None else Shards(model, group),
     )
 
 
@@ -107,10 +115,10 @@ def _refuse_unserved(config: Any) -> None:  # noqa: ANN401
         raise ModelError(f"architecture {name} does not let its attention be replaced", hint=hint)
 
 
-def _load_weights(directory: Path, dtype: torch.dtype) -> nn.Module:
+def _load_weights(directory: Path, dtype: torch.dtype, **options: object) -> nn.Module:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, attn_implementation=NAME, output_loading_info=True
+            directory, dtype=dtype, attn_implementation=NAME, output_loading_info=True, **options
         )
     except Exception as error:
         raise ModelError(

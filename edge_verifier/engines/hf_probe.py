@@ -19,7 +19,7 @@ from edge_verifier.engines.hf_loading import LoadedModel
 from protocol.errors import ModelError
 
 if TYPE_CHECKING:
-    from edge_verifier.engines.hf import StepRunner
+    from edge_verifier.engines.hf_runner import StepRunner
 
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
 """Norm of the difference over norm of the logits. Wrong attention gives several tenths and more."""

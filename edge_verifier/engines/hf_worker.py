@@ -9,7 +9,7 @@ from edge_verifier.engine import Row, StepResult
 from edge_verifier.engines.hf_cache import KvMemory, SessionCache
 
 if TYPE_CHECKING:
-    from edge_verifier.engines.hf import StepRunner
+    from edge_verifier.engines.hf_runner import StepRunner
 
 
 class Worker(Protocol):
@@ -19,7 +19,8 @@ class Worker(Protocol):
         """Compute one step; a session that is not known yet begins empty.
 
         Raises:
-            ModelError: a session is not as long as its row says, or the computation failed; nothing is cached.
+            ModelError: a session is not as long as its row says, or the computation failed; nothing is
+                cached.
         """
         ...
 

@@ -1,0 +1,137 @@
+"""One step of a transformers model: rows of many sessions in, logits out, on the thread that calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_verifier.engine import Row, StepResult
+from edge_verifier.engines import hf_linear
+from edge_verifier.engines.hf_attention import RaggedStep, Span
+from edge_verifier.engines.hf_cache import BLOCK, SessionCache
+from edge_verifier.engines.hf_loading import LoadedModel
+from edge_verifier.engines.hf_probe import probe
+from protocol.errors import ModelError
+
+_logger = logging.getLogger(__name__)
+
+
+class StepRunner:
+    """Runs steps on the thread that calls it.
+
+    Attributes:
+        is_exact: a row's logits are computed to the same bits whatever else is in its step.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._model = loaded.model
+        self._device = loaded.device
+        self._vocab_size = loaded.vocab_size
+        self.is_exact = loaded.dtype == "float32" and loaded.device.type == "cpu"
+        if loaded.device.type == "cpu":
+            with torch.inference_mode():
+                hf_linear.prepare_linears(loaded.model, is_exact=self.is_exact)
+        if loaded.shards is not None:
+            loaded.shards.connect(is_exact=self.is_exact)
+        self.last_step: RaggedStep | None = None
+        """How the latest step was split; the probe reads it."""
+
+    @staticmethod
+    def check(rows: Sequence[Row], caches: Sequence[SessionCache]) -> None:
+        """Raise ModelError when a cache is not at its row's start, as after a step that failed."""
+        for row, cache in zip(rows, caches, strict=True):
+            if cache.length != row.start:
+                raise ModelError(f"session {row.session} lost positions in a failed step")
+
+    def run(self, rows: Sequence[Row], caches: Sequence[SessionCache]) -> StepResult:
+        """Compute one step and append its tokens to `caches`.
+
+        Raises:
+            ModelError: a cache is not at its row's start, or the computation failed; nothing is appended.
+        """
+        started_s = perf_counter()
+        self.check(rows, caches)
+        try:
+            with torch.inference_mode():
+                logits = self._forward(rows, caches)
+        except ModelError:
+            raise
+        except Exception as error:
+            _logger.exception("step of %d rows failed", len(rows))
+            raise ModelError(f"the engine failed in a step: {error}") from error
+        for row, cache in zip(rows, caches, strict=True):
+            cache.length += len(row.tokens)
+        return StepResult(logits, perf_counter() - started_s)
+
+    def _forward(
+        self, rows: Sequence[Row], caches: Sequence[SessionCache]
+    ) -> tuple[NDArray[np.float32], ...]:
+        n_tokens = sum(len(row.tokens) for row in rows)
+        n_rows = hf_linear.padded(n_tokens) if self.is_exact else n_tokens
+        tokens: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        spans: list[Span] = []
+        for row, cache in zip(rows, caches, strict=True):
+            n = len(row.tokens)
+            spans.append(Span(cache, len(tokens), row.start, n))
+            tokens += row.tokens
+            positions += range(row.start, row.start + n)
+            wanted += range(len(tokens) - row.n_logits, len(tokens))
+        padding = [0] * (n_rows - n_tokens)
+        step = RaggedStep(spans, n_rows, is_exact=self.is_exact, device=self._device)
+        self.last_step = step
+        found = self._call(self._ids(tokens + padding), self._ids(positions + padding), wanted, step)
+        return _split(found, [row.n_logits for row in rows])
+
+    def _call(
+        self, tokens: Tensor, positions: Tensor, wanted: list[int], step: RaggedStep
+    ) -> NDArray[np.float32]:
+        """Logits [len(wanted), vocab_size] of the wanted rows; without any, the head is not computed."""
+        common = {"input_ids": tokens, "position_ids": positions, "use_cache": False, "sled_step": step}
+        if not wanted:
+            self._model.base_model(**common)
+            return np.empty((0, self._vocab_size), np.float32)
+        n_kept = hf_linear.padded(len(wanted)) if self.is_exact else len(wanted)
+        kept = torch.tensor(wanted + [0] * (n_kept - len(wanted)), device=self._device)
+        logits = self._model(**common, logits_to_keep=kept).logits
+        found: NDArray[np.float32] = logits[0, : len(wanted), : self._vocab_size].float().cpu().numpy()
+        return found
+
+    def _ids(self, values: list[int]) -> Tensor:
+        return torch.tensor([values], device=self._device)
+
+
+def _split(logits: NDArray[np.float32], counts: list[int]) -> tuple[NDArray[np.float32], ...]:
+    ends = np.cumsum(counts)
+    return tuple(logits[end - count : end] for end, count in zip(ends, counts, strict=True))
+
+
+def prepare(runner: StepRunner, loaded: LoadedModel, n_threads: int | None, kv_bytes: int) -> int:
+    """Make this thread the model's, check that the model is served right, and see what memory it has.
+
+    Returns:
+        Blocks of KV memory that `kv_bytes` hold; at least 1.
+
+    Raises:
+        ModelError: the model cannot be served right, or not with so little memory.
+    """
+    chosen = n_threads or torch.get_num_threads()
+    torch.set_num_threads(hf_linear.exact_threads(chosen) if runner.is_exact else chosen)
+    position_bytes = probe(runner, loaded)
+    n_blocks = kv_bytes // position_bytes // BLOCK
+    if not n_blocks:
+        raise ModelError(
+            f"a KV budget of {kv_bytes} bytes holds less than {BLOCK} positions of {position_bytes} bytes",
+            hint="give the engine more KV memory",
+        )
+    if loaded.shards is not None:
+        facts = {"weights": loaded.weights_sha256, "precision": loaded.dtype, "KV budget": str(n_blocks)}
+        loaded.shards.group.agree(facts)
+    return n_blocks
