@@ -48,6 +48,7 @@ class OperatorService:
         interval_s: float,
         quarantine: dt.timedelta | None = None,
     ) -> None:
+        from fleet.model_server import MODEL_SERVER
         from fleet.orphan_watch import OrphanWatch
         from provisioning.enrolment_service import PROVISIONER
         from provisioning.housekeeping import Housekeeping
@@ -60,6 +61,7 @@ class OperatorService:
         self._provisioner = fleet.add_backend(*PROVISIONER)
         self._service = fleet.add_backend(*SERVICE)
         self._watch = fleet.add_backend(*WATCH)
+        self._models = fleet.add_backend(*MODEL_SERVER)
         self._turn = threading.RLock()
         self._access = access = self._one_at_a_time(access)
         self._quarantine = quarantine
@@ -74,6 +76,7 @@ class OperatorService:
             LinkError: the broker cannot be reached at the start, or another such service runs.
         """
         from fleet.identity_lock import sole_user
+        from fleet.model_server import ModelServer
         from fleet.operator import Operator
         from fleet.quarantine_watch import QuarantineWatch
         from provisioning.enrolment_service import PROVISIONER, EnrolmentService
@@ -101,6 +104,13 @@ class OperatorService:
                     fleet=self._fleet.fleet,
                     lock_out=self._lock_out,
                     lift_ended=self._lift_ended,
+                )
+            )
+            parts.enter_context(
+                ModelServer(
+                    self._address.backend_endpoint(self._models),
+                    fleet=self._fleet.fleet,
+                    directory=self._fleet.path / "models",
                 )
             )
             _logger.info("answering claims")

@@ -31,6 +31,7 @@ from protocol.topics import (
     COMMAND_RESPONSE,
     DESIRED,
     DEVICE_STATUS,
+    MODEL_OFFER,
     OPERATOR_MARKER,
     REPORTED,
 )
@@ -184,12 +185,13 @@ class Operator:
         return _successful(command, timeout_s)
 
     def forget(self, device: str) -> int:
-        """Clear what the fleet retains for a device: desired configuration, requests; how many there were.
+        """Clear what the fleet retains for a device: settings, model, requests; how many there were.
 
         Raises:
             LinkError: the snapshot did not come within the timeout, or the broker refused.
         """
-        filters = [DESIRED.topic(self._fleet, d=device), COMMAND_REQUEST.filter(self._fleet, d=device)]
+        channels = (DESIRED, MODEL_OFFER, COMMAND_REQUEST)
+        filters = [channel.filter(self._fleet, d=device) for channel in channels]
         return self.clear(self.retained(filters))
 
     def retained(self, filters: Sequence[str]) -> dict[str, bytes]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,17 +103,17 @@ def _check_signer(signer: x509.Certificate, fleet: str) -> None:
 def _check_chain(
     chain: Sequence[x509.Certificate], anchors: Sequence[x509.Certificate], now: dt.datetime
 ) -> None:
-    """Each certificate is issued by the next one, the last by an anchor, and none has expired."""
-    for certificate in chain:
+    """Each certificate is issued by the next one, up to one that an anchor has issued; none has expired."""
+    for place, certificate in enumerate(chain):
         if certificate.not_valid_after_utc < now:
             raise _refused(
                 f"a certificate of its signature has expired on {certificate.not_valid_after_utc:%F}"
             )
-    for issued, issuer in itertools.pairwise(chain):
-        if not _is_issued(issued, issuer):
+        if any(_is_issued(certificate, anchor) for anchor in anchors):
+            return
+        if place + 1 < len(chain) and not _is_issued(certificate, chain[place + 1]):
             raise _refused("its signer's certificates do not belong together")
-    if not any(_is_issued(chain[-1], anchor) for anchor in anchors):
-        raise _refused("its signer is not of the CA that this device trusts")
+    raise _refused("its signer is not of the CA that this device trusts")
 
 
 def _is_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -23,7 +23,7 @@ from broker_config.configuration import BrokerFiles
 from protocol.errors import BrokerError, LinkError
 from protocol.identifiers import SLOTS
 from protocol.link import Endpoint, Link, LinkEvent, LinkOptions, Published, TlsFiles
-from protocol.topics import COMMAND_RESPONSE, DEVICE_STATUS, REPORTED, STATE, Role
+from protocol.topics import COMMAND_RESPONSE, DEVICE_STATUS, MODEL_STATUS, REPORTED, STATE, Role
 from provisioning.fleet_directory import OPERATOR, FleetDirectory
 from provisioning.stand_in import stand_in
 
@@ -151,7 +151,7 @@ def _retained_topics(fleet: FleetDirectory, device_id: str) -> Iterator[str]:
     verifiers = [name for role, _, name in backends if role == Role.VERIFIER.value]
     for verifier, slot in itertools.product(verifiers, SLOTS):
         yield STATE.topic(fleet.fleet, v=verifier, d=device_id, n=slot)
-    for channel in (DEVICE_STATUS, REPORTED, COMMAND_RESPONSE):
+    for channel in (DEVICE_STATUS, REPORTED, COMMAND_RESPONSE, MODEL_STATUS):
         yield channel.topic(fleet.fleet, d=device_id)
 
 
