@@ -10,29 +10,36 @@ Certificates are valid from 1970, for boards that boot without a clock.
 from __future__ import annotations
 
 import datetime as dt
-import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from protocol.errors import ConfigError, ProvisioningError
 from protocol.identifiers import check_name
 from protocol.topics import BACKENDS, Role
 from provisioning.atomic_file import SECRET_MODE, write_atomically
+from provisioning.certificate import (
+    authority_certificate,
+    certificate_builder,
+    common_name,
+    general_name,
+    key_usage,
+)
+from provisioning.key_file import KeyFile
+from provisioning.keys import is_encrypted, key_pem, new_key
+from provisioning.root import Root
 
 AuthorityKind = Literal["device", "backend", "server", "claim"]
 AUTHORITY_KINDS: tuple[AuthorityKind, ...] = get_args(AuthorityKind)
 MODEL_SIGNER = "models"
 """`models.{fleet}`: of the CA that devices trust, good for signing model manifests and for no listener."""
 
-NOT_BEFORE = dt.datetime(1970, 1, 2, tzinfo=dt.UTC)
 AUTHORITY_LIFETIME = dt.timedelta(days=20 * 365)
 IDENTITY_LIFETIME = dt.timedelta(days=5 * 365)
 REVOCATION_LIST_LIFETIME = dt.timedelta(days=10 * 365)
@@ -59,37 +66,50 @@ class IssuedIdentity:
 
 
 class Authority:
-    """One CA: `key.pem` (0600), `cert.pem` and `crl.pem` in a directory of their own."""
+    """One CA: `key.pem` (0600), `cert.pem` and `crl.pem` in a directory of their own.
 
-    def __init__(
-        self, kind: AuthorityKind, directory: Path, key: ec.EllipticCurvePrivateKey, cert: x509.Certificate
-    ) -> None:
+    While a new key takes over, `cert.pem` and `crl.pem` hold those of its predecessors as well, after its
+    own, and `previous/{n}` their keys. An encrypted key is opened when the CA first signs.
+    """
+
+    def __init__(self, kind: AuthorityKind, directory: Path, cert: x509.Certificate, key: KeyFile) -> None:
         self.kind = kind
         self.directory = directory
-        self._key = key
-        self._certificate = cert
+        self.certificate = cert
+        self._key_file = key
 
     @classmethod
-    def create(cls, kind: AuthorityKind, directory: Path, fleet: str) -> Authority:
+    def create(
+        cls,
+        kind: AuthorityKind,
+        directory: Path,
+        name: str,
+        *,
+        root: Root | None = None,
+        passphrase: bytes | None = None,
+    ) -> Authority:
         """Make a new CA in `directory`, which must not exist, with an empty revocation list.
 
         A revocation list exists from the start because Mosquitto rebuilds what it trusts on a reload only
         when one is configured.
+
+        Args:
+            name: of the CA, for people; no two CAs that are trusted at once may have the same.
+            root: who certifies it; None makes it its own root.
+            passphrase: the key is encrypted with it.
         """
         directory.mkdir(mode=0o700, parents=True)
-        key = new_key()
-        name = _name(f"SLED {kind} CA {fleet}")
-        builder = _builder(name, name, key.public_key(), AUTHORITY_LIFETIME)
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        builder = builder.add_extension(_key_usage(is_authority=True), critical=True)
-        builder = builder.add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False
+        key, subject = new_key(), common_name(name)
+        certificate = authority_certificate(
+            subject,
+            key.public_key(),
+            AUTHORITY_LIFETIME,
+            issuer=root.subject if root else subject,
+            issuer_key=root.key if root else key,
         )
-        authority = cls(kind, directory, key, builder.sign(key, hashes.SHA256()))
-        write_atomically(directory / "key.pem", key_pem(key), mode=SECRET_MODE)
-        write_atomically(
-            authority.certificate_file, authority._certificate.public_bytes(serialization.Encoding.PEM)
-        )
+        write_atomically(directory / "key.pem", key_pem(key, passphrase), mode=SECRET_MODE)
+        write_atomically(directory / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM))
+        authority = cls(kind, directory, certificate, KeyFile(directory / "key.pem", known=key))
         authority.write_revocation_list({})
         return authority
 
@@ -98,9 +118,9 @@ class Authority:
         """Load a CA.
 
         Raises:
-            ProvisioningError: key or certificate is missing, unreadable, or they do not belong together.
+            ProvisioningError: key or certificate is missing, unreadable, or they do not belong together; of
+                an encrypted key that is seen when the CA signs.
         """
-        key = load_key(directory / "key.pem")
         try:
             cert = x509.load_pem_x509_certificate((directory / "cert.pem").read_bytes())
         except (OSError, ValueError) as error:
@@ -108,12 +128,43 @@ class Authority:
                 f"the {kind} CA in {directory} cannot be read: {error}",
                 hint="restore the fleet directory from a backup",
             ) from error
-        if key.public_key() != cert.public_key():
+        authority = cls(kind, directory, cert, KeyFile(directory / "key.pem"))
+        if not is_encrypted(directory / "key.pem"):
+            authority.unlock()
+        return authority
+
+    def unlock(self) -> None:
+        """Open the key now, so that nobody is asked for a passphrase later.
+
+        Raises:
+            ProvisioningError: it cannot be opened, or is not that of the certificate.
+        """
+        if self._key_file.key.public_key() != self.certificate.public_key():
             raise ProvisioningError(
-                f"key and certificate of the {kind} CA in {directory} do not belong together",
+                f"key and certificate of the {self.kind} CA in {self.directory} do not belong together",
                 hint="restore the fleet directory from a backup",
             )
-        return cls(kind, directory, key, cert)
+
+    @property
+    def _key(self) -> ec.EllipticCurvePrivateKey:
+        self.unlock()
+        return self._key_file.key
+
+    @property
+    def predecessors(self) -> tuple[Authority, ...]:
+        """CAs of this kind that are still trusted, the newest first."""
+        folders = sorted((self.directory / "previous").glob("*"), key=lambda folder: -int(folder.name))
+        return tuple(Authority.open(self.kind, folder) for folder in folders)
+
+    def recertified(self, root: Root | None = None) -> x509.Certificate:
+        """A certificate with the same name and key and a whole life before it."""
+        return authority_certificate(
+            self.certificate.subject,
+            self._key.public_key(),
+            AUTHORITY_LIFETIME,
+            issuer=root.subject if root else self.certificate.subject,
+            issuer_key=root.key if root else self._key,
+        )
 
     @property
     def certificate_file(self) -> Path:
@@ -153,96 +204,55 @@ class Authority:
             ProvisioningError: `identity` is not a name that this CA signs.
         """
         check_identity(self.kind, identity)
-        builder = _builder(_name(identity), self._certificate.subject, public_key, lifetime)
+        builder = certificate_builder(common_name(identity), self.certificate.subject, public_key, lifetime)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(_key_usage(is_authority=False), critical=True)
+        builder = builder.add_extension(key_usage(is_authority=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([self._purpose_of(identity)]), critical=False)
         builder = builder.add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
         )
         if host_names:
-            alternatives = x509.SubjectAlternativeName([_general_name(name) for name in host_names])
+            alternatives = x509.SubjectAlternativeName([general_name(name) for name in host_names])
             builder = builder.add_extension(alternatives, critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
     def write_revocation_list(self, revoked: Mapping[int, dt.datetime]) -> None:
-        """Replace `crl.pem` by a list of these certificates: serial number to time of revocation.
+        """Replace `crl.pem` by lists of these certificates: serial number to time of revocation.
 
-        The file is complete and verified before it has its name: Mosquitto up to 2.0.22 lets everyone in
-        when it cannot read it.
+        Each CA that is trusted signs one, its own key first. The file is complete and verified before it has
+        its name: Mosquitto up to 2.0.22 lets everyone in when it cannot read it.
 
         Raises:
             ProvisioningError: what was signed does not verify, which means a damaged CA; nothing has changed.
         """
+        lists = (each.signed_list(revoked) for each in (self, *self.predecessors))
+        write_atomically(self.revocation_list_file, b"".join(lists))
+
+    def signed_list(self, revoked: Mapping[int, dt.datetime]) -> bytes:
+        """A revocation list by this CA's own key, PEM; serial numbers of other CAs in it do no harm.
+
+        Raises:
+            ProvisioningError: it does not verify.
+        """
         now = dt.datetime.now(dt.UTC)
-        builder = x509.CertificateRevocationListBuilder().issuer_name(self._certificate.subject)
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject)
         builder = builder.last_update(now).next_update(now + REVOCATION_LIST_LIFETIME)
         for serial, since in revoked.items():
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since).build()
             builder = builder.add_revoked_certificate(entry)
         pem = builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-        if not x509.load_pem_x509_crl(pem).is_signature_valid(self._certificate.public_key()):  # type: ignore[arg-type]  # EC, checked when opened
+        if not x509.load_pem_x509_crl(pem).is_signature_valid(self.certificate.public_key()):  # type: ignore[arg-type]  # EC, checked when opened
             raise ProvisioningError(
                 f"the revocation list of the {self.kind} CA does not verify",
                 hint="restore the fleet directory from a backup",
             )
-        write_atomically(self.revocation_list_file, pem)
+        return pem
 
     def _purpose_of(self, identity: str) -> x509.ObjectIdentifier:
         if self.kind != "server":
             return ExtendedKeyUsageOID.CLIENT_AUTH
         is_signer = identity.startswith(f"{MODEL_SIGNER}.")
         return ExtendedKeyUsageOID.CODE_SIGNING if is_signer else ExtendedKeyUsageOID.SERVER_AUTH
-
-
-def new_key() -> ec.EllipticCurvePrivateKey:
-    """A fresh P-256 key."""
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
-    """The key of a signing request (DER), and nothing else of it: a CA never takes the name in one.
-
-    Raises:
-        ProvisioningError: it is none, is not signed by its own key, or has another kind of key than P-256.
-    """
-    try:
-        parsed = x509.load_der_x509_csr(request)
-        key, is_signed = parsed.public_key(), parsed.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ProvisioningError(f"the signing request cannot be read: {error}") from error
-    if not is_signed:
-        raise ProvisioningError("the signing request is not signed by its own key")
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ProvisioningError("the signing request has another key than P-256")
-    return key
-
-
-def signing_request(key: ec.EllipticCurvePrivateKey, identity: str) -> bytes:
-    """A request (DER) to certify `key`; the name in it is for people, no CA of ours takes it."""
-    return (
-        x509.CertificateSigningRequestBuilder()
-        .subject_name(_name(identity))
-        .sign(key, hashes.SHA256())
-        .public_bytes(serialization.Encoding.DER)
-    )
-
-
-def load_key(file: Path) -> ec.EllipticCurvePrivateKey:
-    """Read an unencrypted elliptic-curve key from a PEM file.
-
-    Raises:
-        ProvisioningError: there is none in `file`.
-    """
-    try:
-        key = serialization.load_pem_private_key(file.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
-        raise ProvisioningError(
-            f"the key {file} cannot be read: {error}", hint="restore it from a backup"
-        ) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ProvisioningError(f"{file} holds no elliptic-curve key", hint="restore it from a backup")
-    return key
 
 
 def check_identity(kind: AuthorityKind, identity: str) -> None:
@@ -273,50 +283,3 @@ _ROLES: dict[AuthorityKind, tuple[str, ...]] = {
     "claim": (Role.CLAIM.value,),
     "server": ("broker", MODEL_SIGNER),
 }
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, lifetime: dt.timedelta
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOT_BEFORE)
-        .not_valid_after(dt.datetime.now(dt.UTC) + lifetime)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _key_usage(*, is_authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=is_authority,
-        crl_sign=is_authority,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
-
-
-def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The key, unencrypted."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

@@ -24,7 +24,7 @@ from protocol.errors import ProvisioningError
 from protocol.link_tls import check_certificate
 from protocol.link_types import Endpoint, TlsFiles
 from provisioning.atomic_file import SECRET_MODE, sync_directory, write_atomically
-from provisioning.authority import key_pem, load_key, new_key, signing_request
+from provisioning.keys import key_pem, load_key, new_key, signing_request
 
 NEW_KEY = "identity-key"
 NEW_CERTIFICATE = "identity-certificate"

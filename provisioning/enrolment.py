@@ -29,12 +29,12 @@ from protocol.messages import EnrollRequest, EnrollResponse
 from protocol.topics import CLAIM_MOUNT, ENROLL_REQUEST, ENROLL_RESPONSE
 from provisioning import bundle_manifest as names
 from provisioning.atomic_file import SECRET_MODE, locked, sync_directory, write_atomically
-from provisioning.authority import key_pem, load_key, new_key, signing_request
 from provisioning.bundle import ModelFiles
 from provisioning.bundle_manifest import BrokerAddress, BundledModel, Manifest, Member
 from provisioning.claim_book import common_name
 from provisioning.claim_token import ClaimToken
 from provisioning.installation import InstalledDevice, check_home, complete
+from provisioning.keys import key_pem, load_key, new_key, signing_request
 from provisioning.toml_text import Scalar
 
 _RESEND_S = 2.0

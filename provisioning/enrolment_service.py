@@ -24,9 +24,9 @@ from protocol.errors import LinkError, MessageError, ProvisioningError, SledErro
 from protocol.link import Endpoint, Link, LinkEvent, LinkOptions, Received, Subscription
 from protocol.messages import EnrollRequest, EnrollResponse
 from protocol.topics import CLAIM_MOUNT, ENROLL_REQUEST, ENROLL_RESPONSE, Role
-from provisioning.authority import requested_key
 from provisioning.claim_book import ClaimBook, ClaimRefusedError
 from provisioning.fleet_directory import FleetDirectory
+from provisioning.keys import requested_key
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +41,6 @@ class EnrolmentDesk:
 
     def __init__(self, fleet: FleetDirectory, device_port: int) -> None:
         self._fleet = fleet
-        self._authority = fleet.authority("device")
         self._book = ClaimBook(fleet.registry)
         self._device_port = device_port
 
@@ -76,7 +75,7 @@ class EnrolmentDesk:
                 key,
                 wish=request.name,
                 model=request.model,
-                sign=lambda device: self._authority.certify(device, public_key),
+                sign=lambda device: self._fleet.authority("device").certify(device, public_key),
             )
         except ClaimRefusedError as error:
             self._fleet.audit.append("enrol-refused", claim, why=error.why, key=key[:16])

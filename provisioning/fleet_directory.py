@@ -1,13 +1,15 @@
 """A fleet on the operator's disk: its name, authorities, backend identities and device registry.
 
 fleet.toml                      format, fleet name, names of the broker's host
+ca/root/{key.pem,cert.pem}       the key may be kept elsewhere
 ca/{device,backend,server,claim}/{key.pem,cert.pem,crl.pem}
+ca/{...}/previous/{n}/           CAs that a newer one has followed, as long as they are trusted
 identities/backend/{role.name}/{key.pem,cert.pem}
 identities/server/{key.pem,cert.pem}
 registry.sqlite3
+verifiers/{name}/usage.json      what devices have used of their quotas within a day
 audit.jsonl                     what operators did, append-only
 broker/                         configuration written for the broker
-verifiers/{name}/usage.json      what devices have used of their quotas within a day
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from broker_config.configuration import BrokerFiles
 from protocol.errors import ConfigError, ProvisioningError
@@ -31,10 +35,11 @@ from provisioning.authority import (
     Authority,
     AuthorityKind,
     IssuedIdentity,
-    load_key,
-    new_key,
 )
+from provisioning.generation import authority_name, finish_switch
+from provisioning.keys import load_key, new_key
 from provisioning.registry import Registry
+from provisioning.root import RootDirectory
 from provisioning.toml_text import toml_document
 
 FORMAT = 1
@@ -52,13 +57,23 @@ class FleetDirectory:
         self.hosts = hosts
 
     @classmethod
-    def create(cls, path: Path, *, fleet: str, hosts: Sequence[str] = ()) -> FleetDirectory:
-        """Make a new fleet: four CAs, the broker's certificate, the operator's identity.
+    def create(
+        cls,
+        path: Path,
+        *,
+        fleet: str,
+        hosts: Sequence[str] = (),
+        passphrase: bytes | None = None,
+        offline_root: Path | None = None,
+    ) -> FleetDirectory:
+        """Make a new fleet: a root, four CAs, the broker's certificate, the operator's identity.
 
         The directory appears complete or not at all.
 
         Args:
             hosts: names and addresses that devices reach the broker by, besides this machine's own.
+            passphrase: the keys of root and CAs are encrypted with it.
+            offline_root: where the root's key is put; it is then nowhere in the fleet directory.
 
         Raises:
             ProvisioningError: `path` exists and is not empty; a fleet is never overwritten.
@@ -71,7 +86,9 @@ class FleetDirectory:
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         draft.mkdir(mode=0o700)
         try:
-            _fill(cls(draft, fleet, every_host))
+            _fill(cls(draft, fleet, every_host), passphrase)
+            if offline_root is not None:
+                cls(draft, fleet, every_host).root.export(offline_root)
             draft.rename(path)
         except OSError as error:
             raise ProvisioningError(f"the fleet directory {path} cannot be made: {error}") from error
@@ -115,11 +132,17 @@ class FleetDirectory:
 
     @property
     def server_ca_file(self) -> Path:
-        """The certificate by which devices and backends know the broker."""
-        return self.path / "ca" / "server" / "cert.pem"
+        """The certificate by which devices and backends know the broker: the root's, where there is one."""
+        return self.root.certificate_file if self.root.exists else self.path / "ca" / "server" / "cert.pem"
+
+    @property
+    def root(self) -> RootDirectory:
+        return RootDirectory(self.path / "ca" / "root")
 
     def authority(self, kind: AuthorityKind) -> Authority:
-        return Authority.open(kind, self.path / "ca" / kind)
+        directory = self.path / "ca" / kind
+        finish_switch(directory)
+        return Authority.open(kind, directory)
 
     def backend_identities(self) -> tuple[str, ...]:
         """Identities of all backends, sorted, such as `fleet.ops` and `verifier.v1`."""
@@ -127,10 +150,13 @@ class FleetDirectory:
             sorted(entry.name for entry in self._backends.iterdir() if (entry / "cert.pem").exists())
         )
 
-    def add_backend(self, role: str, name: str) -> TlsFiles:
+    def add_backend(self, role: str, name: str, *, authority: Authority | None = None) -> TlsFiles:
         """The identity of a backend, made when the fleet has none of that name yet.
 
         The broker learns of a new one when its access list is written again and reloaded.
+
+        Args:
+            authority: the backend CA, where it is open already.
 
         Raises:
             ProvisioningError: `role` or `name` is not one that the backend CA signs.
@@ -138,11 +164,30 @@ class FleetDirectory:
         identity = backend_identity(role, name)
         with locked(self.path / ".lock"):
             if identity not in self.backend_identities():
-                issued = self.authority("backend").issue(identity)
+                issued = (authority or self.authority("backend")).issue(identity)
                 self.audit.append("add-backend", identity)
                 self.registry.add_certificate("backend", issued.certificate)
                 _write_identity(self._backends / identity, issued)
         return self.endpoint_tls(identity)
+
+    def backends_of_earlier_keys(self) -> tuple[str, ...]:
+        """Backends whose certificates are not of the backend CA's present key."""
+        present = self.authority("backend").certificate.subject
+        return tuple(
+            identity
+            for identity in self.backend_identities()
+            if certificate_in(self._backends / identity).issuer != present
+        )
+
+    def certify_backends(self) -> None:
+        """Give such backends a certificate of the present key; they keep their own keys."""
+        authority = self.authority("backend")
+        with locked(self.path / ".lock"):
+            for identity in self.backends_of_earlier_keys():
+                directory = self._backends / identity
+                certificate = authority.certify(identity, load_key(directory / "key.pem").public_key())
+                self.registry.add_certificate("backend", certificate)
+                write_atomically(directory / "cert.pem", certificate.public_bytes(Encoding.PEM))
 
     def endpoint_tls(self, identity: str) -> TlsFiles:
         """Files of an existing backend identity.
@@ -158,19 +203,24 @@ class FleetDirectory:
             )
         return TlsFiles(self.server_ca_file, directory / "cert.pem", directory / "key.pem")
 
-    def issue_server_certificate(self, hosts: Sequence[str] = ()) -> None:
+    def issue_server_certificate(
+        self, hosts: Sequence[str] = (), *, authority: Authority | None = None
+    ) -> None:
         """Give the broker a certificate for this machine's names, the fleet's hosts and `hosts`.
 
         An existing key is kept, so that key and certificate match at every moment.
+
+        Args:
+            authority: the server CA, where it is open already.
         """
         directory = self.path / "identities" / "server"
         every_host = tuple(dict.fromkeys((*LOCAL_HOSTS, *self.hosts, *hosts)))
         with locked(self.path / ".lock"):
-            authority, name = self.authority("server"), f"broker.{self.fleet}"
+            authority, name = authority or self.authority("server"), f"broker.{self.fleet}"
             key = _existing_key(directory) or new_key()
             certificate = authority.certify(name, key.public_key(), host_names=every_host)
             self.registry.add_certificate("server", certificate)
-            _write_identity(directory, IssuedIdentity(certificate, key))
+            _write_identity(directory, IssuedIdentity(certificate, key), self._server_chain(authority))
             self.hosts = every_host
             self._write_settings()
 
@@ -205,26 +255,49 @@ class FleetDirectory:
     def _backends(self) -> Path:
         return self.path / "identities" / "backend"
 
+    def _server_chain(self, authority: Authority) -> bytes:
+        """What the broker shows after its certificate, so that who knows the root only can follow."""
+        if not self.root.exists:
+            return b""
+        return authority.certificate.public_bytes(Encoding.PEM)
+
     def _write_settings(self) -> None:
         text = toml_document({"": {"format": FORMAT, "fleet": self.fleet, "hosts": self.hosts}})
         write_atomically(self.path / "fleet.toml", text.encode())
 
 
-def _fill(fleet: FleetDirectory) -> None:
+def _fill(fleet: FleetDirectory, passphrase: bytes | None) -> None:
     (fleet.path / "identities" / "backend").mkdir(mode=0o700, parents=True)
     (fleet.path / "broker").mkdir(mode=0o700)
+    root, made = fleet.root.create(fleet.fleet, passphrase), {}
     for kind in AUTHORITY_KINDS:
-        Authority.create(kind, fleet.path / "ca" / kind, fleet.fleet)
-    fleet.issue_server_certificate()
-    fleet.add_backend(*OPERATOR)
+        name = authority_name(kind, fleet.fleet, 1)
+        by = root if kind == "server" else None
+        made[kind] = Authority.create(kind, fleet.path / "ca" / kind, name, root=by, passphrase=passphrase)
+    fleet.issue_server_certificate(authority=made["server"])
+    fleet.add_backend(*OPERATOR, authority=made["backend"])
     fleet.audit.append("init", fleet.fleet)
 
 
-def _write_identity(directory: Path, issued: IssuedIdentity) -> None:
+def _write_identity(directory: Path, issued: IssuedIdentity, chain: bytes = b"") -> None:
     """The certificate is written last: it is what makes the identity exist."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(directory / "key.pem", issued.key_pem, mode=SECRET_MODE)
-    write_atomically(directory / "cert.pem", issued.certificate_pem)
+    write_atomically(directory / "cert.pem", issued.certificate_pem + chain)
+
+
+def certificate_in(directory: Path) -> x509.Certificate:
+    """The certificate of the identity in `directory`.
+
+    Raises:
+        ProvisioningError: it cannot be read.
+    """
+    try:
+        return x509.load_pem_x509_certificate((directory / "cert.pem").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ProvisioningError(
+            f"the certificate in {directory} cannot be read: {error}", hint="restore it from a backup"
+        ) from error
 
 
 def _existing_key(directory: Path) -> ec.EllipticCurvePrivateKey | None:

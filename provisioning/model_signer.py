@@ -8,6 +8,7 @@ Once made it needs no CA: models can be pushed while the CAs' keys are locked aw
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -19,8 +20,8 @@ from protocol.model_manifest import ModelManifest
 from protocol.model_messages import ModelOffer
 from protocol.model_signature import sign, signer_name
 from provisioning.atomic_file import SECRET_MODE, locked, write_atomically
-from provisioning.authority import load_key
 from provisioning.fleet_directory import FleetDirectory
+from provisioning.keys import load_key
 
 _RENEW_BEFORE = dt.timedelta(days=365)
 """A certificate with less left is not signed with: devices may be away for long."""
@@ -29,9 +30,9 @@ _RENEW_BEFORE = dt.timedelta(days=365)
 class ModelSigner:
     """Signs in the name of one fleet."""
 
-    def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
+    def __init__(self, key: ec.EllipticCurvePrivateKey, chain: Sequence[x509.Certificate]) -> None:
         self._key = key
-        self._certificate = certificate
+        self._chain = chain
 
     @classmethod
     def of(cls, fleet: FleetDirectory) -> ModelSigner:
@@ -41,20 +42,21 @@ class ModelSigner:
             ProvisioningError: its files or the server CA cannot be used.
         """
         directory = fleet.path / "identities" / "models"
-        authority = x509.load_pem_x509_certificate(fleet.server_ca_file.read_bytes())
+        authority = fleet.authority("server")
         with locked(fleet.path / ".lock"):
-            if not _is_usable(directory, authority):
-                issued = fleet.authority("server").issue(signer_name(fleet.fleet))
+            if not _is_usable(directory, authority.certificate):
+                issued = authority.issue(signer_name(fleet.fleet))
                 fleet.audit.append("add-model-signer", signer_name(fleet.fleet))
                 fleet.registry.add_certificate("server", issued.certificate)
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                 write_atomically(directory / "key.pem", issued.key_pem, mode=SECRET_MODE)
                 write_atomically(directory / "cert.pem", issued.certificate_pem)
-        return cls(load_key(directory / "key.pem"), _certificate(directory))
+        chain = [_certificate(directory), *([authority.certificate] if fleet.root.exists else [])]
+        return cls(load_key(directory / "key.pem"), chain)
 
     def sign(self, manifest: ModelManifest) -> ModelOffer:
         """The offer that carries `manifest`."""
-        return sign(manifest, self._key, [self._certificate])
+        return sign(manifest, self._key, self._chain)
 
 
 def _is_usable(directory: Path, authority: x509.Certificate) -> bool:

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from broker_config.configuration import BrokerFiles
 from protocol.errors import ProvisioningError
-from provisioning.authority import requested_key
 from provisioning.certificate_exchange import NEW_CERTIFICATE, NEW_KEY
 from provisioning.fleet_directory import FleetDirectory
+from provisioning.keys import requested_key
 
 Ask = Callable[[str, dict[str, Any]], Mapping[str, Any]]
 """Have the device do a command with arguments; its result, or a `SledError`."""

@@ -12,6 +12,7 @@ from hashlib import sha256
 
 from protocol.errors import SessionError, SledError
 from protocol.link import Endpoint
+from provisioning.ca_renewal import renewed_since
 from provisioning.fleet_directory import OPERATOR, FleetDirectory
 from provisioning.registry import DeviceRecord
 from provisioning.revocation import BrokerAccess, take_over
@@ -24,12 +25,14 @@ MOST_IN_A_ROUND = 10
 _JITTER = 0.1
 
 
-def is_due(record: DeviceRecord, now: dt.datetime) -> bool:
-    """Whether a third of the certificate's life, or up to a tenth more, is left.
+def is_due(record: DeviceRecord, now: dt.datetime, renewed: dt.datetime | None = None) -> bool:
+    """Whether a third of the certificate's life, or up to a tenth more, is left, or its CA has a new key.
 
     The jitter is a function of the serial number: devices provisioned together are not due together.
     """
     issued, ends = dt.datetime.fromisoformat(record.issued_at), dt.datetime.fromisoformat(record.expires_at)
+    if renewed is not None and issued <= renewed:
+        return True
     share = int.from_bytes(sha256(record.serial.encode()).digest()[:4], "big") / 2**32
     return ends - now < (ends - issued) * (1 / 3 + _JITTER * share)
 
@@ -78,10 +81,11 @@ class Upkeep:
     ) -> list[str]:
         done: list[str] = []
         reload = self._access.reload if self._access else None
+        renewed = renewed_since(self._fleet, "device")
         for record in records:
             if len(done) == MOST_IN_A_ROUND:
                 break
-            if not is_due(record, now) or dt.datetime.fromisoformat(record.expires_at) <= now:
+            if not is_due(record, now, renewed) or dt.datetime.fromisoformat(record.expires_at) <= now:
                 continue
             try:
                 rotate(self._fleet, record.id, ask_of(record.id), reload)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import output
-from cli.commands import quarantine, quota
+from cli.commands import authorities, fleet_models, quarantine, quota
 from cli.diagnostics import ExitCode, say
 from cli.fleet_options import (
     AdminOption,
@@ -25,7 +25,10 @@ from protocol.errors import BrokerError
 
 app = typer.Typer(help="The fleet: make one, see who is there, set what they run.", no_args_is_help=True)
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(fleet_models.app, name="models")
 app.add_typer(quota.app, name="quota")
+app.add_typer(authorities.app, name="ca")
+app.add_typer(authorities.root_app, name="root")
 
 
 @app.command()
@@ -41,12 +44,31 @@ def init(
     host: Annotated[
         list[str] | None, typer.Option(help="Name or address by which devices reach the broker; repeatable.")
     ] = None,
+    encrypt: Annotated[
+        bool,
+        typer.Option(
+            "--encrypt",
+            help="Encrypt the CAs' keys: passphrase from $SLED_CA_PASSPHRASE_FILE, $SLED_CA_PASSPHRASE, or"
+            " typed.",
+        ),
+    ] = False,
+    offline_root: Annotated[
+        Path | None,
+        typer.Option(help="Put the root's key here and nowhere else; seldom needed.", metavar="DIR"),
+    ] = None,
 ) -> None:
     """Make a fleet directory with its certificate authorities. An existing one is never overwritten."""
     from cli.broker_address import BrokerAddress
     from provisioning.fleet_directory import FleetDirectory
+    from provisioning.key_file import new_passphrase
 
-    fleet = FleetDirectory.create(directory or default_fleet(), fleet=name, hosts=host or ())
+    fleet = FleetDirectory.create(
+        directory or default_fleet(),
+        fleet=name,
+        hosts=host or (),
+        passphrase=new_passphrase() if encrypt else None,
+        offline_root=offline_root,
+    )
     BrokerAddress(host=host[0] if host else "localhost").store(fleet.path)
     say(f"fleet {fleet.fleet} is in {fleet.path}; keep it private and back it up: it holds the CAs' keys")
     say("next: sled up, then sled provision device DEVICE --out DEVICE.sled")
@@ -206,10 +228,13 @@ def serve(
     from cli.broker_address import BrokerAddress
     from cli.duration import parse_duration
     from cli.operator_service import OperatorService
+    from provisioning.authority import AUTHORITY_KINDS
     from provisioning.fleet_directory import FleetDirectory
 
     directory = FleetDirectory.open(fleet)
     access = access_to(directory, broker=None, reload_command=reload_command, admin=None)
+    for kind in AUTHORITY_KINDS:
+        directory.authority(kind).unlock()  # a passphrase is asked for now, and not at the first newcomer
     stop = stop_on_signals()
     lasting = None if quarantine_for == "never" else parse_duration(quarantine_for)
     address = BrokerAddress.of(fleet, broker)

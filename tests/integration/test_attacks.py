@@ -31,9 +31,9 @@ from protocol.link import Endpoint, Published, Received, Subscription, TlsFiles
 from protocol.link_tls import check_certificate
 from protocol.messages import EnrollRequest, EnrollResponse
 from protocol.topics import CLAIM_MOUNT, DESIRED, DEVICE_STATUS, ENROLL_REQUEST, REPORTED, WINDOW
-from provisioning.authority import new_key
 from provisioning.claim_book import ClaimTerms, make_claim
 from provisioning.enrolment_service import EnrolmentDesk
+from provisioning.keys import new_key
 from tests.live_fleet import WAIT_S, LiveFleet, Recorder, make_fleet
 from tests.raw_mqtt import DISCONNECT, RawClient, packet, publish, text
 

@@ -6,6 +6,9 @@ import socket
 import ssl
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from broker_config.private_broker import PrivateBroker
 from provisioning.fleet_directory import FleetDirectory
 from tests.e2e.sled import sled
@@ -27,7 +30,9 @@ def test_a_running_broker_takes_its_new_certificate(tmp_path: Path) -> None:
         context.load_cert_chain(live.tls("dev-b").cert_file, live.tls("dev-b").key_file)
         with live.link("dev-b", Recorder()):
             pass
-        assert ssl.PEM_cert_to_DER_cert(after.decode()) == _peer(context, live.broker.device_port)
+        assert x509.load_pem_x509_certificate(after).public_bytes(Encoding.DER) == _peer(
+            context, live.broker.device_port
+        )
         assert link.traffic.n_connects == 1
 
 

@@ -17,9 +17,9 @@ from fleet.operator import Operator
 from protocol.errors import LinkError, ProvisioningError, SessionError
 from protocol.link import Endpoint, TlsFiles
 from protocol.link_tls import check_certificate
-from provisioning.authority import requested_key
 from provisioning.bundle import BrokerAddress, ModelFiles, install, make_bundle
 from provisioning.certificate_exchange import NEW_CERTIFICATE, NEW_KEY, CertificateExchange
+from provisioning.keys import requested_key
 from provisioning.rotation import Ask, drop_old, rotate
 from tests.e2e.sled import sled
 from tests.integration.fleet_device import FleetDevice

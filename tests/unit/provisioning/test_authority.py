@@ -13,7 +13,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from protocol.errors import ProvisioningError
-from provisioning.authority import AUTHORITY_KINDS, NOT_BEFORE, Authority, check_identity
+from provisioning.authority import AUTHORITY_KINDS, Authority, check_identity
+from provisioning.certificate import NOT_BEFORE
 
 
 @pytest.fixture

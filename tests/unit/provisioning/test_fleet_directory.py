@@ -26,7 +26,7 @@ def test_a_new_fleet_has_all_that_a_broker_needs(fleet: FleetDirectory) -> None:
 def test_every_key_is_readable_by_its_owner_only(fleet: FleetDirectory) -> None:
     fleet.add_backend("verifier", "v1")
     keys = list(fleet.path.rglob("key.pem"))
-    assert len(keys) == len(AUTHORITY_KINDS) + 1 + 2
+    assert len(keys) == 1 + len(AUTHORITY_KINDS) + 1 + 2
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
 
 
@@ -76,7 +76,7 @@ def test_neither_a_file_nor_a_filled_directory_is_taken(tmp_path: Path) -> None:
 def test_a_fleet_that_could_not_be_made_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(FleetDirectory, "add_backend", fail)

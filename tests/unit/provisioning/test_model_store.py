@@ -16,8 +16,8 @@ from protocol.errors import MessageError, ModelError, ProvisioningError
 from protocol.model_manifest import ModelManifest
 from protocol.model_messages import ModelOffer
 from protocol.model_signature import load_anchors, sign, signer_name, verify
-from provisioning.authority import load_key
 from provisioning.fleet_directory import FleetDirectory
+from provisioning.keys import load_key
 from provisioning.model_store import ModelPlace, ModelStore
 from tests.tiny_draft import write_vocabulary
 
