@@ -17,7 +17,7 @@ FaultKind = Literal[
 ]
 VERIFIERS = ("v1", "v2")
 BROKER = "broker"
-LEAST_LONG_S = 300.0
+LEAST_LONG_S = 600.0
 """From this duration on, memory is judged and two processes are spared in the second half."""
 PROFILES = ("5g-rural", "lte", "wifi", "5g-urban", "satellite")
 """Links of the devices, in turn."""

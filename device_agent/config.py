@@ -28,6 +28,8 @@ from protocol.errors import ConfigError
 from protocol.link_types import Endpoint, TlsFiles
 
 ENVIRONMENT_PREFIX = "SLED_DEVICE_"
+HOME_VARIABLE = "SLED_DEVICE_HOME"
+"""Says where the home is, for those who start us; nothing in it."""
 
 
 class _Section(BaseModel):
@@ -106,7 +108,7 @@ class DeviceConfig(BaseModel):
 
         Args:
             overrides: `section.key` to value; what the user typed, as text or as a value of the right type.
-            environment: the process's environment; only `SLED_DEVICE_*` counts.
+            environment: the process's environment; only `SLED_DEVICE_*` counts, but for the home's own.
 
         Raises:
             ConfigError: the device is not installed, or a key or value is not legal; it names file or
@@ -114,7 +116,7 @@ class DeviceConfig(BaseModel):
         """
         tables = _read_tables(home / "device.toml")
         for name, text in sorted((environment or {}).items()):
-            if name.startswith(ENVIRONMENT_PREFIX):
+            if name.startswith(ENVIRONMENT_PREFIX) and name != HOME_VARIABLE:
                 _put(tables, _environment_key(name), text, source=name)
         for key, value in (overrides or {}).items():
             _put(tables, key, value, source="override")

@@ -1,4 +1,4 @@
-"""`sled provision`: give a device an identity and a draft model."""
+"""`sled provision`: give devices an identity and a draft model, verifiers an identity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from cli.diagnostics import say
 from cli.options import FleetOption, JsonOption, host_and_port
 from protocol.errors import ConfigError
 
-app = typer.Typer(help="Identities and draft models for devices.", no_args_is_help=True)
+app = typer.Typer(
+    help="Identities and draft models for devices; identities for verifiers.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -194,6 +196,35 @@ def withdraw(
     directory.write_revocation_list("claim")
     reload_local(directory)
     say(f"{claim} is withdrawn")
+
+
+@app.command()
+def verifier(
+    name: Annotated[str, typer.Argument(help="Verifier name: a-z, 0-9 and '-'.", metavar="NAME")],
+    *,
+    fleet: FleetOption,
+    out: Annotated[Path | None, typer.Option(help="Folder to write for another machine.")] = None,
+) -> None:
+    """Give the fleet one more verifier. The broker of sled up lets it in at once.
+
+    On this machine its identity lies in the fleet directory. For another machine --out writes a folder with
+    what it needs and its private key: hand it over on a way that nobody else can read.
+    """
+    from cli.broker_access import reload_local
+    from cli.broker_address import BrokerAddress
+    from provisioning.fleet_directory import FleetDirectory
+    from provisioning.verifier_directory import write_verifier_directory
+
+    directory = FleetDirectory.open(fleet)
+    directory.add_backend("verifier", name)
+    if out is not None:
+        write_verifier_directory(directory, name, out)
+        BrokerAddress.of(fleet, None).store(out)
+        say(f"wrote {out}; it holds the private key of verifier {name}")
+    if not reload_local(directory):
+        say("no broker runs from the fleet directory; the access list for yours: sled broker files")
+    place = f" --fleet {out.name} --broker HOST" if out is not None else ""
+    say(f"next: sled verifier run --name {name}{place}")
 
 
 @app.command("ls")

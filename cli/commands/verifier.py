@@ -13,11 +13,13 @@ from cli import output, ranks
 from cli.diagnostics import say
 from cli.options import FleetOption, JsonOption, TimeoutOption
 from cli.stop_event import stop_on_signals
-from protocol.errors import LinkError, SessionError
+from protocol.errors import LinkError, ProvisioningError, SessionError
 from protocol.identifiers import backend_identity
 
 if TYPE_CHECKING:
     from edge_verifier.service import VerifierService
+    from protocol.link_types import TlsFiles
+    from provisioning.fleet_directory import FleetDirectory
 
 CONNECT_TIMEOUT_S = 30.0
 STDIN = 0
@@ -86,7 +88,7 @@ def run(
     stop = _stop_event(until_stdin_closes=until_stdin_closes)
     directory = FleetDirectory.open(fleet)
     settings = VerifierConfig.load(config, os.environ, {"step_log_level": "info" if log_steps else None})
-    tls = directory.endpoint_tls(backend_identity("verifier", name))
+    tls = _identity(directory, name)
     endpoint = BrokerAddress.of(fleet, broker).backend_endpoint(tls)
     say(f"loading target {path}")
     with ranks.loading(group):
@@ -140,6 +142,21 @@ def drain(
             f"verifier {name} takes no new sessions, but turns are still under way after {timeout:g} s",
             hint=f"wait longer: sled verifier drain {name} --timeout {2 * timeout:g}",
         )
+
+
+def _identity(directory: FleetDirectory, name: str) -> TlsFiles:
+    """Files of a verifier's identity.
+
+    Raises:
+        ProvisioningError: it has none yet.
+    """
+    identity = backend_identity("verifier", name)
+    if identity not in directory.backend_identities():
+        raise ProvisioningError(
+            f"fleet {directory.fleet} has no verifier {name}",
+            hint=f"make one: sled provision verifier {name}",
+        )
+    return directory.endpoint_tls(identity)
 
 
 def _start(service: VerifierService) -> None:

@@ -45,6 +45,7 @@ def test_environment_beats_the_file_and_overrides_beat_the_environment(home: Pat
         "SLED_DEVICE_SETTINGS_TEMPERATURE": "1",
         "SLED_DEVICE_SETTINGS_MAX_DRAFT": "2",
         "SLED_DEVICE_SETTINGS_SYSTEM_PROMPT": "1e3",
+        "SLED_DEVICE_HOME": str(home),
         "PATH": "/bin",
     }
     config = DeviceConfig.load(home, {"settings.max_draft": 8, "settings.top_k": "5"}, environment)
