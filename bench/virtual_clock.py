@@ -97,13 +97,26 @@ class DeviceHabits:
         n_draft: drafts in a window.
         acceptance: chance that a draft is the target's own token.
         draft_tokens_s: drafting rate.
-        link_s: one way.
+        link_s: one way, at least.
+        jitter_s: mean of what a message takes beyond that.
+        stall: share of messages that a stall of 0.3 to 1 s holds up.
     """
 
     n_draft: int = 4
     acceptance: float = 0.8
     draft_tokens_s: float = 100.0
     link_s: float = 0.01
+    jitter_s: float = 0.0
+    stall: float = 0.0
+
+    def delay_s(self, chance: random.Random) -> float:
+        """One way, for the next message."""
+        delay_s = self.link_s
+        if self.jitter_s:
+            delay_s += chance.expovariate(1.0 / self.jitter_s)
+        if self.stall and chance.random() < self.stall:
+            delay_s += chance.uniform(0.3, 1.0)
+        return delay_s
 
 
 @dataclass
@@ -132,6 +145,10 @@ class VirtualDevice:
     _generation: int = 0
     _round: int = 0
     _sent: int = 0
+    _chain: Chain = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._chain = Chain(self.settings, self.site.engine.info.target, self.prompt)
 
     @property
     def uid(self) -> str:
@@ -166,6 +183,7 @@ class VirtualDevice:
             return
         new = reply.tokens[len(self.prompt) + len(self.answer) - reply.start :]
         self.answer += new
+        self._chain.extend(new)
         self.committed_s += [self.site.timeline.now_s] * len(new)
         self.finished = reply.finished
         if self.finished is None:
@@ -180,9 +198,8 @@ class VirtualDevice:
         )
 
     def _go_on(self, draft: tuple[int, ...]) -> None:
-        text = [*self.prompt, *self.answer]
-        chain = Chain(self.settings, self.site.engine.info.target, text)
-        self._send(base=len(text), hash=chain.hash_at(len(text)), draft=draft)
+        length = len(self._chain)
+        self._send(base=length, hash=self._chain.hash_at(length), draft=draft)
 
     def _send(self, **fields: object) -> None:
         self._round += 1
@@ -190,7 +207,8 @@ class VirtualDevice:
         common = {"uid": self.uid, "generation": self._generation, "round": self._round}
         ack = len(self.prompt) + len(self.answer)
         window = Window.model_validate({**common, "ack": ack, **fields})
-        self.site.timeline.after(self.habits.link_s, lambda: self.site.deliver(self, window))
+        delay_s = self.habits.delay_s(self.random)
+        self.site.timeline.after(delay_s, lambda: self.site.deliver(self, window))
 
 
 class VirtualSite:
@@ -228,7 +246,7 @@ class VirtualSite:
     def reply(self, device: str, slot: int, message: Verdict | Refusal) -> None:
         del slot
         to = self.devices[device]
-        self.timeline.after(to.habits.link_s, lambda: to.on_reply(message))
+        self.timeline.after(to.habits.delay_s(to.random), lambda: to.on_reply(message))
 
     def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint) -> None:
         """Nothing retains here."""

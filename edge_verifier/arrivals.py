@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _WEIGHT = 0.3
+_TEXT_WEIGHT = 0.05
 _MARGIN = 1.2
 """A window is expected a little later than usual; one later than that is waited for no longer."""
 
@@ -13,11 +14,17 @@ class Arrivals:
     def __init__(self) -> None:
         self._answered_s: dict[int, float] = {}
         self._gap_s: dict[int, float] = {}
+        self._dry_s: dict[int, float] = {}
         self._usual_gap_s: float | None = None
+        self.usual_text_s: float | None = None
+        """How long the text of a verdict lasts its reader, over all sessions; None while unknown."""
 
-    def answered(self, sid: int, now_s: float) -> None:
-        """A session got its verdict and its turn goes on."""
+    def answered(self, sid: int, now_s: float, *, dry_s: float | None = None, text_s: float = 0.0) -> None:
+        """A session got a verdict whose text lasts for `text_s`, until `dry_s`, and its turn goes on."""
         self._answered_s[sid] = now_s
+        if dry_s is not None:
+            self._dry_s[sid] = dry_s
+            self.usual_text_s = _blend(self.usual_text_s, text_s, _TEXT_WEIGHT)
 
     def arrived(self, sid: int, arrived_s: float) -> None:
         """Its next window came."""
@@ -36,6 +43,7 @@ class Arrivals:
         """The session is gone."""
         self._answered_s.pop(sid, None)
         self._gap_s.pop(sid, None)
+        self._dry_s.pop(sid, None)
 
     def expected_s(self, now_s: float) -> tuple[float, ...]:
         """Likely arrival times from `now_s` on, ascending."""
@@ -46,11 +54,16 @@ class Arrivals:
         )
         return tuple(sorted(time_s for time_s in times if time_s > now_s))
 
+    def dry_s(self, now_s: float) -> tuple[float, ...]:
+        """When the text of sessions that are drafting runs dry, of those where it has not."""
+        times = (self._dry_s.get(sid, now_s) for sid in self._answered_s)
+        return tuple(time_s for time_s in times if time_s > now_s)
+
     @property
     def usual_gap_s(self) -> float:
         """Mean time between verdict and next window, over all sessions."""
         return self._usual_gap_s or 0.0
 
 
-def _blend(old: float | None, new: float) -> float:
-    return new if old is None else (1 - _WEIGHT) * old + _WEIGHT * new
+def _blend(old: float | None, new: float, weight: float = _WEIGHT) -> float:
+    return new if old is None else (1 - weight) * old + weight * new

@@ -144,7 +144,7 @@ class Conductor:
             self._fail(flight.pieces, error)
             return
         result = flight.future.result()
-        self.planner.step_done(n_tokens, result.step_s, seen_s, n_window_tokens=n_tokens - n_prompt_tokens)
+        self.planner.step_done(n_tokens, result.step_s, seen_s)
         self._usual_sessions += 0.1 * (len(flight.pieces) - self._usual_sessions)
         self.table.price = price_ms(self.planner.cost.per_token_s, self._usual_sessions)
         tally = _Tally()
@@ -263,8 +263,9 @@ class Conductor:
         now_s = self._clock()
         effects = self.table.on_judged(piece, judgement, timing, now_s)
         is_queued = any(isinstance(effect, Queue) for effect in effects)
-        if judgement.finished is None and not is_queued:
-            self.planner.arrivals.answered(piece.sid, now_s)
+        session = self.table.get(piece.sid)
+        if judgement.finished is None and not is_queued and session is not None:
+            self.planner.arrivals.answered(piece.sid, now_s, dry_s=session.dry_s, text_s=session.text_s)
         self.perform(effects)
         if piece.pending is not None:
             round_, arrived_s = piece.pending.round, piece.pending.arrived_s

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edge_verifier.admission import AdmissionLimits
 from edge_verifier.checkpoints import CheckpointRule
 from edge_verifier.flood import FloodLimits
-from edge_verifier.planner import PlannerLimits
 from edge_verifier.policies import POLICIES, Deadline, Policy, PolicyName, Static
 from edge_verifier.quota import Quota
+from edge_verifier.step_rows import PlannerLimits
 from edge_verifier.table_rules import TableRules
 from protocol.errors import ConfigError
 

@@ -1,14 +1,17 @@
-"""When a batch starts: policies by name behind one small protocol, so that they compare on the same engine.
+"""When a batch starts and who goes first: policies by name behind one small protocol, so that they compare on
+the same engine.
 
-To add one, write a class with `start_s` and an entry in `POLICIES`; everything else about a batch (budget,
-order, chunks) is the planner's.
-"""
+To add one, write a class with the methods of `Policy` and an entry in `POLICIES`; everything else about a
+batch (budget, chunks, fairness between devices, that nothing starves) is the planner's.
+"""  # noqa: D205 - one sentence that takes two lines
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from edge_verifier.work import Work
 
 PolicyName = Literal["deadline", "greedy", "static"]
 
@@ -38,12 +41,59 @@ class Outlook:
     fixed_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much time the readers of running sessions leave.
+
+    Attributes:
+        text_s: how long the text of a verdict usually lasts its reader; None while unknown.
+        waiting_due_s: deadlines of the windows that go in any case and can still be in time.
+        drafting_dry_s: when the text of sessions that are drafting runs dry.
+    """
+
+    now_s: float
+    text_s: float | None
+    waiting_due_s: tuple[float, ...]
+    drafting_dry_s: tuple[float, ...]
+
+
 class Policy(Protocol):
-    """Decides when the waiting windows go."""
+    """Decides when the waiting windows go, and in which order."""
 
     def start_s(self, outlook: Outlook) -> float:
         """When to start if nothing else happens; at or before `now_s` means at once."""
         ...
+
+    def is_late(self, task: Work, end_s: float) -> bool:
+        """Whether a task gives way to others; `end_s` is when it is done if it goes now."""
+        ...
+
+    def need_s(self, task: Work, end_s: float) -> float:
+        """Lower goes first, among those that are late and among those that are not."""
+        ...
+
+    def longest_step_s(self, pace: Pace) -> float | None:
+        """How long prompts and what gives way may make a step; None for no bound but the budget."""
+        ...
+
+
+class InOrderOfArrival:
+    """First come, first served; nothing gives way."""
+
+    def is_late(self, task: Work, end_s: float) -> bool:
+        """See `Policy.is_late`."""
+        del task, end_s
+        return False
+
+    def need_s(self, task: Work, end_s: float) -> float:
+        """See `Policy.need_s`."""
+        del end_s
+        return task.arrived_s
+
+    def longest_step_s(self, pace: Pace) -> float | None:
+        """See `Policy.longest_step_s`."""
+        del pace
+        return None
 
 
 @dataclass(frozen=True)
@@ -56,6 +106,14 @@ class Deadline:
     follows the fixed part of a step. Nobody is held where nobody else is about to send, nor many for a few;
     groups of sessions that take turns become one. What is saved counts for less than what is lost, because
     windows are only expected, and while they are held others come that would have gone with the next step.
+
+    Order: earliest deadline first, among those that can still be met. Under overload, serving everybody alike
+    would make everybody late. So what is late gives way, the least late first, since it is soonest of use
+    again: as many readers as possible are served at their rate, and the others get what is left.
+
+    Length: a window that has just missed a step waits for it and is served by the next. So a step may last
+    half as long as the text of a verdict does; or, where all have more text than that in hand, half as long
+    as the least of it.
 
     Attributes:
         hold_fixed: longest hold of an idle engine, in fixed parts of a step, from the time when it could have
@@ -80,9 +138,25 @@ class Deadline:
                 best_s, least_share_s = expected_s, share_s
         return best_s
 
+    def is_late(self, task: Work, end_s: float) -> bool:
+        """See `Policy.is_late`."""
+        return task.deadline_s < end_s
+
+    def need_s(self, task: Work, end_s: float) -> float:
+        """See `Policy.need_s`."""
+        return end_s - task.deadline_s if self.is_late(task, end_s) else task.deadline_s
+
+    def longest_step_s(self, pace: Pace) -> float | None:
+        """See `Policy.longest_step_s`."""
+        if pace.text_s is None or not (pace.waiting_due_s or pace.drafting_dry_s):
+            return None
+        usual_s = pace.text_s / 2
+        dues_s = [*pace.waiting_due_s, *(dry_s - usual_s for dry_s in pace.drafting_dry_s)]
+        return max(usual_s, (min(dues_s) - pace.now_s) / 2)
+
 
 @dataclass(frozen=True)
-class Greedy:
+class Greedy(InOrderOfArrival):
     """Take what is there."""
 
     def start_s(self, outlook: Outlook) -> float:
@@ -91,7 +165,7 @@ class Greedy:
 
 
 @dataclass(frozen=True)
-class Static:
+class Static(InOrderOfArrival):
     """Wait for a fixed number of sessions, as SLED (arXiv 2506.09397) does, but not for ever.
 
     Attributes:

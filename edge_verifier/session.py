@@ -24,6 +24,8 @@ INLINE_TOKENS = 48
 
 MAX_SLACK_S = 2.0
 """However much text a session has in hand, its window is due this long after it came: none starves."""
+FIRST_TOKEN_S = 2.0
+"""A turn's first token is due this long after its context came."""
 
 
 class Session:
@@ -34,7 +36,9 @@ class Session:
         limit: largest length in this turn, the engine's context included.
         finished: why the present turn has ended; None while it goes on.
         active_s: when the device was last heard.
-        dry_s: when the text shown to the user runs dry, at the display rate.
+        dry_s: when the text shown to the user runs dry, at the display rate; in the past by as much as the
+            verifier's own delays have cost the turn, while what the device takes is not counted against it.
+        text_s: how long the last verdict's text lasts.
         checkpoint_length: text length in the last checkpoint written; None when there is none.
     """
 
@@ -58,6 +62,8 @@ class Session:
         self._max_context = max_context
         self._opening: Opening | None = None
         self._chain: Chain | None = None
+        self.text_s = 0.0
+        self._answered_s = 0.0
         self._n_valid = 0  # cached[:n_valid] is a prefix of the text
         self._turn_start = 0
         self._waiting: dict[int, Pending] = {}
@@ -168,6 +174,9 @@ class Session:
         base, text_hash = window.base, window.hash
         if window.context is not None:
             base, text_hash = self.length, self.chain.hash_at(self.length)
+            self.dry_s = arrived_s + FIRST_TOKEN_S
+        elif not self._waiting and self.flight is None:
+            self.dry_s = max(self.dry_s, arrived_s + min(0.0, self.dry_s - self._answered_s))
         self._waiting[window.round] = Pending(
             window.round, base, text_hash, window.ack, window.draft, arrived_s
         )
@@ -211,7 +220,7 @@ class Session:
         if n_prefill <= INLINE_TOKENS:
             n_prefill, n_final = 0, n_prefill + n_final
         arrived_s = pending.arrived_s
-        deadline_s = min(max(self.dry_s, arrived_s), arrived_s + MAX_SLACK_S)
+        deadline_s = min(self.dry_s, arrived_s + MAX_SLACK_S)
         return Work(self.sid, self.device, n_prefill, n_final, n_cached, arrived_s, deadline_s)
 
     def cut(self, n_tokens: int) -> Slice:
@@ -242,6 +251,12 @@ class Session:
         self.finished = judgement.finished
         if self.finished is not None:
             self._waiting.clear()
+
+    def show(self, text_s: float, now_s: float) -> None:
+        """Text that lasts for `text_s` leaves for the user."""
+        self.text_s = text_s
+        self.dry_s += text_s
+        self._answered_s = now_s
 
     def remember(self, verdict: Verdict) -> None:
         """Keep an answer for its window's return."""

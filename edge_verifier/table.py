@@ -175,7 +175,7 @@ class SessionTable:
         )
         self._next_sid += 1
         self._by_key[incoming.key] = self._by_sid[session.sid] = session
-        session.active_s = session.dry_s = incoming.now_s
+        session.active_s = incoming.now_s
         return effects + self._take(session, incoming)
 
     def _make_room(self, incoming: _Incoming) -> list[Effect]:
@@ -321,8 +321,7 @@ class SessionTable:
         verdict = verdict_of(session, pending, judgement, timing)
         session.remember(verdict)
         session.active_s = now_s
-        shown_s = len(judgement.tokens) / self._rules.display_rate_tokens_s
-        session.dry_s = max(now_s, session.dry_s) + shown_s
+        session.show(len(judgement.tokens) / self._rules.display_rate_tokens_s, now_s)
         return [Reply(*session.key, verdict), *self._checkpoint_of_growth(session)]
 
     def _advance(self, session: Session, now_s: float) -> list[Effect]:
@@ -396,9 +395,9 @@ class SessionTable:
         message = refusal(window.uid, window.generation, window.round, fault, self.price)
         return [Reply(*incoming.key, message)]
 
+
 def _active_s(session: Session) -> float:
     return session.active_s
-
 
 
 def _known_round(session: Session, window: Window) -> Effect | None:

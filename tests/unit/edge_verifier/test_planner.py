@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_verifier.planner import Idle, PlannedRow, Planner, PlannerLimits, Step, Wait
+from edge_verifier.planner import Idle, Planner, Step, Wait
 from edge_verifier.policies import POLICIES, Deadline, Greedy, Outlook, PolicyName, Static
 from edge_verifier.session import INLINE_TOKENS, MAX_SLACK_S
+from edge_verifier.step_rows import PlannedRow, PlannerLimits
 from edge_verifier.work import Work
 
 STEP_S = 0.05
@@ -40,7 +41,7 @@ def taught(planner: Planner, fixed_s: float = 0.02, per_token_s: float = 0.001) 
     """A planner that has seen steps of that cost."""
     for n_tokens in [4, 16, 64, 8, 32, 40] * 30:
         planner.next_action(0.0)
-        planner.step_done(n_tokens, fixed_s + per_token_s * n_tokens, 0.0, n_window_tokens=n_tokens)
+        planner.step_done(n_tokens, fixed_s + per_token_s * n_tokens, 0.0)
     return planner
 
 
@@ -56,7 +57,7 @@ def test_nothing_starts_while_a_step_is_under_way() -> None:
     started(planner)
     planner.add(work(2))
     assert isinstance(planner.next_action(1.0), Idle)
-    planner.step_done(4, STEP_S, 1.0, n_window_tokens=4)
+    planner.step_done(4, STEP_S, 1.0)
     assert started(planner, 1.0) == {2: 4}
 
 
@@ -176,7 +177,7 @@ def test_the_budget_is_learned_and_bounded() -> None:
 
 
 def test_beyond_the_budget_the_earliest_deadlines_go_first() -> None:
-    planner = Planner(Greedy(), PlannerLimits(min_tokens=64, max_tokens=64))
+    planner = Planner(Deadline(), PlannerLimits(min_tokens=64, max_tokens=64))
     for sid, deadline_s in enumerate([0.5, 0.1, 0.4, 0.2, 0.3]):
         planner.add(work(sid, n_final=30, deadline_s=deadline_s))
     assert set(started(planner)) == {1, 3}
@@ -273,7 +274,7 @@ class Life:
             self.waited_steps[sid] += 1
         again = [self.after(row) for row in rows]
         self.now_s += 0.02 + 0.001 * n_tokens
-        self.planner.step_done(n_tokens, 0.02 + 0.001 * n_tokens, self.now_s, n_window_tokens=n_tokens)
+        self.planner.step_done(n_tokens, 0.02 + 0.001 * n_tokens, self.now_s)
         for task in again:
             if task is not None:
                 self.planner.add(task)
