@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fleet.model_server import ModelServer
 from provisioning.fleet_directory import FleetDirectory
+from tests.integration.delivering_device import serving_models
 from tests.live_fleet import LiveFleet, make_fleet
 
 BACKENDS = ("verifier.v1", "verifier.v2", "provision.p1")
@@ -34,3 +36,17 @@ def own_fleet(tmp_path: Path, shared_fleet_directory: FleetDirectory) -> Iterato
     """Fleet `f` with a broker for one test alone, which may kill and restart it."""
     with LiveFleet(tmp_path, directory=shared_fleet_directory) as fleet:
         yield fleet
+
+
+@pytest.fixture(scope="module")
+def depot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
+    """A fleet of its own for one module, which may stage models in it; with the identity that serves them."""
+    with LiveFleet(tmp_path_factory.mktemp("delivery"), backends=("verifier.v1", "fleet.models")) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def model_server(depot: LiveFleet) -> Iterator[ModelServer]:
+    """What hands models out, for one test."""
+    with serving_models(depot) as server:
+        yield server

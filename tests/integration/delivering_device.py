@@ -11,6 +11,7 @@ from typing import Self
 from device_agent.config import DeviceConfig
 from device_agent.delivery.delivery import Delivery
 from device_agent.delivery.slots import Slots, store_of
+from fleet.model_server import ModelServer
 from protocol.codec import encode
 from protocol.link import Endpoint, Link, LinkEvent, LinkOptions, Published, Subscription
 from protocol.model_messages import DeliveryState, ModelOffer, ModelStatus
@@ -56,6 +57,12 @@ def offer_to(fleet: LiveFleet, device: str, offer: ModelOffer | bytes) -> None:
     with fleet.link("fleet.ops", recorder) as link:
         token = link.publish(MODEL_OFFER.topic("f", d=device), payload, is_retained=True)
         assert recorder.next(Published, lambda event: event.token == token).reason_code in (0x00, 0x10)
+
+
+def serving_models(fleet: LiveFleet) -> ModelServer:
+    """The service that hands models out, to be entered."""
+    directory = fleet.directory.path / "models"
+    return ModelServer(fleet.endpoint("fleet.models"), fleet="f", directory=directory)
 
 
 class DeliveringDevice:

@@ -1,39 +1,40 @@
-"""A draft model reaches a device over a real broker, cut and killed, forged or spoilt; used or refused."""
+"""A draft model reaches a device over a real broker, whatever is cut or killed on the way."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import orjson
 import pytest
 
+from device_agent.delivery import pull
+from device_agent.delivery.pull import WINDOW_BLOCKS
+from device_agent.delivery.slots import read_slots
 from fleet.model_server import ModelServer
+from protocol.codec import encode
+from protocol.link import Received, Subscription
+from protocol.model_block import BLOCK_BYTES, ModelBlock
+from protocol.model_messages import ModelRequest
+from protocol.topics import MODEL_REQUEST
 from provisioning.model_store import ModelStore
-from tests.integration.delivering_device import DeliveringDevice, make_home, offer_to, padded_model
-from tests.live_fleet import WAIT_S, LiveFleet
+from tests.integration.delivering_device import (
+    DeliveringDevice,
+    make_home,
+    offer_to,
+    padded_model,
+    serving_models,
+)
+from tests.live_fleet import WAIT_S, LiveFleet, Recorder
 from tests.tcp_proxy import TcpProxy
 
 MIB = 1024 * 1024
 N_CUTS = 20
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
-    path = tmp_path_factory.mktemp("delivery")
-    with LiveFleet(path, backends=("verifier.v1", "fleet.models")) as live:
-        yield live
-
-
-@pytest.fixture
-def server(fleet: LiveFleet) -> Iterator[ModelServer]:
-    with serving(fleet) as running:
-        yield running
-
-
-def serving(fleet: LiveFleet) -> ModelServer:
-    return ModelServer(fleet.endpoint("fleet.models"), fleet="f", directory=fleet.directory.path / "models")
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -49,13 +50,13 @@ def has_come(device: DeliveringDevice, proxy: TcpProxy, *, n_connects: int, n_by
 
 
 def test_30_mib_over_a_link_that_is_cut_20_times_are_sent_at_most_a_tenth_twice(
-    fleet: LiveFleet, server: ModelServer, tmp_path: Path
+    depot: LiveFleet, model_server: ModelServer, tmp_path: Path
 ) -> None:
     size = 30 * MIB
-    staged = ModelStore(fleet.directory).stage(padded_model(tmp_path / "big.gguf", size), "big")
-    offer_to(fleet, "often-cut", staged.offer)
-    with TcpProxy("127.0.0.1", fleet.broker.device_port) as proxy:
-        home = make_home(fleet, tmp_path / "home", "often-cut", port=proxy.port)
+    staged = ModelStore(depot.directory).stage(padded_model(tmp_path / "big.gguf", size), "big")
+    offer_to(depot, "often-cut", staged.offer)
+    with TcpProxy("127.0.0.1", depot.broker.device_port) as proxy:
+        home = make_home(depot, tmp_path / "home", "often-cut", port=proxy.port)
         with DeliveringDevice(home) as device:
             for cut in range(N_CUTS):
                 n_bytes = (cut + 1) * size // (N_CUTS + 2)
@@ -69,5 +70,68 @@ def test_30_mib_over_a_link_that_is_cut_20_times_are_sent_at_most_a_tenth_twice(
         n_down = len(proxy.downlink)
     delivered = home / slots.current.path
     assert delivered.read_bytes() == staged.file.read_bytes()
-    assert server.n_sent_bytes <= 1.1 * size
+    assert model_server.n_sent_bytes <= 1.1 * size
     assert n_down <= 1.1 * size
+
+
+def test_a_device_that_is_killed_goes_on_where_it_was(
+    depot: LiveFleet, model_server: ModelServer, tmp_path: Path
+) -> None:
+    """Kill -9 in the middle, twice; what was under way is all that is sent again."""
+    size = 4 * MIB
+    staged = ModelStore(depot.directory).stage(padded_model(tmp_path / "killed.gguf", size), "killed")
+    home = make_home(depot, tmp_path / "home", "killed")
+    offer_to(depot, "killed", staged.offer)
+    command = [sys.executable, "-m", "cli", "device", "models", "pull", "--home", str(home), "--json"]
+    environment = {**os.environ, "SLED_DEVICE_SETTINGS_DOWNLOAD_KIB_PER_S": "1024"}
+    partial_file = home / "models" / "incoming" / f"{staged.manifest.key}.part"
+    for kill in range(2):
+        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+            until(lambda n=(kill + 1) * MIB // 2: partial_file.exists() and partial_file.stat().st_size > n)
+            process.kill()
+    environment["SLED_DEVICE_SETTINGS_DOWNLOAD_KIB_PER_S"] = "0"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert orjson.loads(done.stdout)["state"] == "active"
+    slots = read_slots(home)
+    assert slots is not None
+    assert (home / slots.current.path).read_bytes() == staged.file.read_bytes()
+    assert model_server.n_sent_bytes <= size + 2 * (WINDOW_BLOCKS * BLOCK_BYTES + staged.manifest.chunk_bytes)
+
+
+def test_a_service_that_is_killed_is_missed_for_a_moment_only(depot: LiveFleet, tmp_path: Path) -> None:
+    staged = ModelStore(depot.directory).stage(padded_model(tmp_path / "served.gguf", 3 * MIB), "served")
+    offer_to(depot, "served", staged.offer)
+    with DeliveringDevice(make_home(depot, tmp_path / "home", "served"), limit_kib_per_s=1024) as device:
+        with serving_models(depot) as first:
+            device.wait_for_bytes(MIB)
+        with serving_models(depot) as second:
+            assert device.wait_for("active", "refused", "failed").state == "active"
+            assert first.n_sent_bytes + second.n_sent_bytes <= 1.1 * 3 * MIB
+
+
+def test_without_the_service_a_device_says_what_it_waits_for(
+    depot: LiveFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pull, "FIRST_TIMEOUT_S", 0.1)
+    staged = ModelStore(depot.directory).stage(padded_model(tmp_path / "alone.gguf", 2 * MIB), "alone")
+    offer_to(depot, "alone", staged.offer)
+    with DeliveringDevice(make_home(depot, tmp_path / "home", "alone")) as device:
+        assert "is sled fleet serve running?" in device.wait_for("waiting").reason
+        with serving_models(depot):
+            assert device.wait_for("active", "refused", "failed").state == "active"
+
+
+def test_nobody_gets_what_was_offered_to_another(
+    depot: LiveFleet, model_server: ModelServer, tmp_path: Path
+) -> None:
+    staged = ModelStore(depot.directory).stage(padded_model(tmp_path / "mine.gguf", 2 * MIB), "mine")
+    offer_to(depot, "owner", staged.offer)
+    recorder = Recorder()
+    with depot.link("stranger", recorder) as link:
+        link.subscribe([Subscription("#", qos=0)])
+        link.wait_subscribed(WAIT_S)
+        request = ModelRequest(model=staged.manifest.key, blocks=((0, 4),))
+        link.publish(MODEL_REQUEST.topic("f", d="stranger"), encode(request), qos=0)
+        answer = recorder.next(Received)
+    assert ModelBlock.decode(answer.payload).is_missing
+    assert model_server.n_sent_bytes == 0

@@ -1,143 +1,143 @@
-"""Models from a hub: a small one of our own, over HTTP, with huggingface_hub as it is."""
+"""A draft model read from a web server over TLS, whatever that server does."""
 
 from __future__ import annotations
 
-import json
-import threading
+import time
 from collections.abc import Iterator
-from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import huggingface_hub.constants
 import pytest
 
-from protocol.errors import ConfigError, ModelError
-from provisioning.catalogue import bundled_pair
-from provisioning.model_download import download_model
-from provisioning.model_facts import read_facts
-from tests.e2e.sled import free_port, sled
+from device_agent.delivery import delivery, stream
+from provisioning.model_store import ModelPlace, ModelStore
+from tests.integration.delivering_device import (
+    DeliveringDevice,
+    make_home,
+    offer_to,
+    padded_model,
+    serving_models,
+)
+from tests.integration.file_server import FileServer
+from tests.live_fleet import LiveFleet
 
-COMMIT = "a" * 40
-
-
-class Hub(ThreadingHTTPServer):
-    """Serves `repositories`: the content of files by name, by id."""
-
-    repositories: dict[str, dict[str, bytes]]
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.repositories = {}
-        self.fetched: list[str] = []
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+MIB = 1024 * 1024
+SIZE = 3 * MIB
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        content = self._content()
-        self._answer(content)
-        self.wfile.write(content or b"")
-        if "/resolve/" in self.path:
-            self.server.fetched.append(self.path.rpartition("/")[2])
-
-    def do_HEAD(self) -> None:
-        self._answer(self._content())
-
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its name there
-        """Keep the test's output clean."""
-
-    def _content(self) -> bytes | None:
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            files = self.server.repositories.get("/".join(parts[2:4]))
-            if files is None:
-                return None
-            if "tree" in parts:
-                entries = [
-                    {"type": "file", "path": n, "size": len(b), "oid": "0" * 40} for n, b in files.items()
-                ]
-                return json.dumps(entries).encode()
-            siblings = [{"rfilename": name} for name in files]
-            return json.dumps({"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": siblings}).encode()
-        return self.server.repositories.get("/".join(parts[:2]), {}).get(parts[-1])
-
-    def _answer(self, content: bytes | None) -> None:
-        self.send_response(404 if content is None else 200)
-        if content is None:
-            self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("Content-Length", str(len(content or b"")))
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{sha256(content or b"").hexdigest()}"')
-        self.end_headers()
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short delays, and no health check, which has tests of its own."""
+    monkeypatch.setattr(delivery, "try_out", lambda *_: None)
+    monkeypatch.setattr(stream, "FIRST_DELAY_S", 0.02)
+    monkeypatch.setattr(stream, "LONGEST_DELAY_S", 0.1)
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with Hub() as hub:
-        thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield hub
-        hub.shutdown()
-        thread.join()
+def model(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Other bytes for each test."""
+    seed = str(request.node.name)[-1:].encode()
+    return padded_model(tmp_path / f"{request.node.name[:40]}.gguf", SIZE, seed)
 
 
-def test_a_gguf_repository_brings_its_file_once(hub: Hub, tmp_path: Path) -> None:
-    source = bundled_pair().draft("draft-micro")
-    hub.repositories["o/m"] = {"Draft.gguf": source.read_bytes(), "README.md": b"card"}
-    found = download_model("o/m", tmp_path / "m", endpoint=hub.endpoint)
-    assert found == tmp_path / "m" / "Draft.gguf"
-    assert read_facts(found).sha256 == read_facts(source).sha256
-    assert download_model("o/m", tmp_path / "m", endpoint=hub.endpoint) == found
-    assert hub.fetched == ["Draft.gguf"]
+@contextmanager
+def offered(
+    depot: LiveFleet, model: Path, tmp_path: Path, device: str, **changes: Any
+) -> Iterator[tuple[FileServer, DeliveringDevice]]:
+    """A device to which `model` is offered from a server that misbehaves as told."""
+    place = {key: changes.pop(key) for key in ("url_ca", "is_over_mqtt") if key in changes}
+    place = {"url_ca": depot.directory.server_ca_file.read_text(), "is_over_mqtt": False, **place}
+    limit = changes.pop("limit_kib_per_s", 0)
+    with FileServer(depot.directory, tmp_path, model.read_bytes(), **changes) as server:
+        staged = ModelStore(depot.directory).stage(model, "tiny", ModelPlace(url=server.url, **place))
+        offer_to(depot, device, staged.offer)
+        with DeliveringDevice(make_home(depot, tmp_path / "home", device), limit_kib_per_s=limit) as running:
+            yield server, running
 
 
-def test_a_directory_comes_with_what_belongs_to_it_and_nothing_else(hub: Hub, tmp_path: Path) -> None:
-    directory = bundled_pair().both_forms["draft"][0]
-    content = {file.name: file.read_bytes() for file in directory.iterdir()}
-    others = {"pytorch_model.bin": b"x", "consolidated.safetensors": b"x", "../escape.json": b"x"}
-    hub.repositories["o/d"] = {**content, **others}
-    found = download_model("o/d", tmp_path / "d", endpoint=hub.endpoint)
-    assert {file.name for file in found.iterdir() if file.is_file()} == set(content)
-    assert read_facts(found).vocabulary == bundled_pair().vocabulary
-    assert not (tmp_path / "escape.json").exists()
+def is_installed(device: DeliveringDevice, model: Path) -> bool:
+    slots = device.slots()
+    return (device.config.home / slots.current.path).read_bytes() == model.read_bytes()
 
 
-def test_of_several_files_one_must_be_named(hub: Hub, tmp_path: Path) -> None:
-    hub.repositories["o/q"] = {"a-q4.gguf": b"GGUF4", "a-q8.gguf": b"GGUF8"}
-    with pytest.raises(ConfigError, match="has 2 GGUF files") as caught:
-        download_model("o/q", tmp_path / "q", endpoint=hub.endpoint)
-    assert "--file: a-q4.gguf, a-q8.gguf" in caught.value.hint
-    with pytest.raises(ConfigError, match=r"no GGUF file 'b\.gguf'"):
-        download_model("o/q", tmp_path / "q", file="b.gguf", endpoint=hub.endpoint)
-    found = download_model("o/q", tmp_path / "q", file="a-q8.gguf", endpoint=hub.endpoint)
-    assert found.read_bytes() == b"GGUF8"
+def test_a_download_that_is_cut_goes_on_where_it_was(depot: LiveFleet, model: Path, tmp_path: Path) -> None:
+    cuts = [SIZE // 9 + 1000 * number for number in range(8)]
+    with offered(depot, model, tmp_path, "cut", cuts=cuts) as (server, device):
+        status = device.wait_for("active", "refused", "failed")
+        assert (status.state, is_installed(device, model)) == ("active", True)
+        assert len(server.ranges) >= 9
+        assert server.n_sent <= 1.1 * SIZE
+        assert "https" in {each.transport for each in device.statuses}
 
 
-def test_what_is_not_there_is_said(hub: Hub, tmp_path: Path) -> None:
-    hub.repositories["o/empty"] = {"README.md": b"nothing"}
-    with pytest.raises(ModelError, match="neither safetensors"):
-        download_model("o/empty", tmp_path / "e", endpoint=hub.endpoint)
-    with pytest.raises(ModelError, match="has no o/none"):
-        download_model("o/none", tmp_path / "n", endpoint=hub.endpoint)
+def test_a_server_that_ignores_range_is_read_from_the_start(
+    depot: LiveFleet, model: Path, tmp_path: Path
+) -> None:
+    with offered(depot, model, tmp_path, "whole", cuts=[MIB, 2 * MIB], ignores_range=True) as (
+        server,
+        device,
+    ):
+        assert device.wait_for("active", "refused", "failed").state == "active"
+        assert is_installed(device, model)
+        assert server.n_sent == SIZE + 3 * MIB
 
 
-def test_a_hub_out_of_reach_is_said_at_once(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot be fetched") as caught:
-        download_model("o/m", tmp_path / "m", endpoint=f"http://127.0.0.1:{free_port()}")
-    assert "add files that are here" in caught.value.hint
-    assert hub.fetched == []
+def test_wrong_bytes_are_fetched_again(depot: LiveFleet, model: Path, tmp_path: Path) -> None:
+    with offered(depot, model, tmp_path, "spoilt", spoils={17, MIB, 2 * MIB + 5}) as (
+        server,
+        device,
+    ):
+        assert device.wait_for("active", "refused", "failed").state == "active"
+        assert is_installed(device, model)
+        assert not server.spoils
+        assert server.n_sent <= SIZE + 4 * 65_536
 
 
-def test_without_a_network_the_command_says_so(tmp_path: Path) -> None:
-    done = sled(tmp_path, "models", "add", "owner/name")
-    assert done.exit_code == ModelError.exit_code
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 2, done.stderr
-    assert "owner/name cannot be fetched" in done.stderr
+def test_redirections_are_followed(depot: LiveFleet, model: Path, tmp_path: Path) -> None:
+    with offered(depot, model, tmp_path, "moved", redirects_to="/models/moved") as (_, device):
+        assert device.wait_for("active", "refused", "failed").state == "active"
+        assert is_installed(device, model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"url_ca": ""}, "not trusted"), ({"status": 404}, "404"), ({"status": 503}, "503")]
+)
+def test_a_server_that_does_not_have_it_is_named(
+    depot: LiveFleet, model: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    name = f"refused-{said[-3:].strip()}"
+    with offered(depot, model, tmp_path, name, **changes) as (_, running):
+        assert said in running.wait_for("waiting").reason
+        assert running.slots().previous is None
+
+
+def test_another_file_at_the_address_is_refused(depot: LiveFleet, model: Path, tmp_path: Path) -> None:
+    """As long as the right one, and longer."""
+    with offered(depot, model, tmp_path, "other") as (server, device):
+        server.content = bytes(SIZE)
+        assert "wrong bytes" in device.wait_for("failed").reason
+    (tmp_path / "longer").mkdir()
+    with offered(depot, model, tmp_path / "longer", "longer") as (server, device):
+        server.content = bytes(SIZE + 1)
+        assert "of 3145728" in device.wait_for("waiting").reason
+
+
+def test_mqtt_takes_over_where_the_server_is_out_of_reach(
+    depot: LiveFleet, model: Path, tmp_path: Path
+) -> None:
+    with (
+        serving_models(depot) as hub,
+        offered(depot, model, tmp_path, "fallback", status=404, is_over_mqtt=True) as (_, device),
+    ):
+        assert device.wait_for("active", "refused", "failed").state == "active"
+        assert is_installed(device, model)
+        assert hub.n_sent_bytes == SIZE
+
+
+def test_the_stated_rate_holds_for_downloads_too(depot: LiveFleet, model: Path, tmp_path: Path) -> None:
+    started_s = time.monotonic()
+    with offered(depot, model, tmp_path, "slow", limit_kib_per_s=1024) as (_, device):
+        device.wait_for("checking")
+        assert time.monotonic() - started_s > SIZE / MIB - 0.5
+        assert device.wait_for("active", "refused").state == "active"
