@@ -11,15 +11,13 @@ from protocol.codec import decode
 from protocol.errors import MessageError
 from protocol.messages import Message
 from protocol.model_manifest import ModelManifest
-from protocol.model_messages import DeliveryState, ModelOffer, ModelStatus
+from protocol.model_messages import OVER, DeliveryState, ModelOffer, ModelStatus
 from protocol.topics import MODEL_OFFER, MODEL_STATUS
 
 _logger = logging.getLogger(__name__)
 
 FILTERS = (MODEL_OFFER, MODEL_STATUS)
 """The channels to read."""
-OVER: frozenset[str] = frozenset({"active", "refused", "fell_back", "rolled_back"})
-"""States that do not change any more by themselves."""
 
 _MessageT = TypeVar("_MessageT", bound=Message)
 

@@ -12,11 +12,23 @@ MAX_REQUESTED_BLOCKS = 32
 """In one request: bounds what one message of a device makes the fleet send."""
 
 DeliveryState = Literal[
-    "downloading", "checking", "waiting", "active", "failed", "refused", "fell_back", "rolled_back"
+    "downloading",
+    "checking",
+    "waiting",
+    "active",
+    "failed",
+    "refused",
+    "withdrawn",
+    "fell_back",
+    "rolled_back",
 ]
 """`waiting`: for room, for a source, or for a verifier of its vocabulary; goes on by itself. `failed`: tried
-again at the next offer or start. `refused`: never taken up again. `fell_back`: it was in use, did not start,
-and the one before it is back; `rolled_back`: somebody at the device brought that one back."""
+again a while later and at the next start. `refused`: never taken up again. `withdrawn`: the fleet took the
+offer back. `fell_back`: it was in use, did not start, and the one before is back; `rolled_back`: somebody at
+the device brought that one back."""
+
+OVER: frozenset[DeliveryState] = frozenset({"active", "refused", "withdrawn", "fell_back", "rolled_back"})
+"""A revision that has come to one of these is not taken up again."""
 
 _Range = Annotated[tuple[Counter, Annotated[int, Field(ge=1, le=MAX_REQUESTED_BLOCKS)]], Strict(strict=False)]
 

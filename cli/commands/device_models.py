@@ -62,7 +62,7 @@ def pull(*, home: HomeOption, json: JsonOption = False, timeout: TimeoutOption =
         status = visit.fetch(stop, timeout)
     if json:
         output.as_json(status.model_dump() if status else None)
-    if status is None:
+    if status is None or status.state == "withdrawn":
         say("the fleet offers this device no model")
     elif status.state == "active":
         say(f"{status.name} is in use from the next start on")

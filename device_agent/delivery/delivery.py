@@ -25,7 +25,7 @@ from device_agent.config import DeviceConfig
 from device_agent.delivery.fetch_job import FetchJob
 from device_agent.delivery.health_check import try_out
 from device_agent.delivery.https_source import HttpsBlock, HttpsEnd
-from device_agent.delivery.offers import OVER, believed, is_news, refusal_of
+from device_agent.delivery.offers import believed, is_news, refusal_of
 from device_agent.delivery.pace import Pace
 from device_agent.delivery.slots import slot_of, store_of
 from device_agent.delivery.status_board import StatusBoard, status_of
@@ -36,7 +36,7 @@ from protocol.link import Connected, Disconnected, Link, LinkEvent, Received, Su
 from protocol.messages import VerifierStatus
 from protocol.model_block import ModelBlock
 from protocol.model_manifest import ModelManifest
-from protocol.model_messages import DeliveryState, ModelRequest, ModelStatus
+from protocol.model_messages import OVER, DeliveryState, ModelRequest, ModelStatus
 from protocol.topics import MODEL_BLOCK, MODEL_OFFER, MODEL_REQUEST, MODEL_STATUS, VERIFIER_STATUS
 
 _logger = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ class Delivery:
         status = self._board.status
         if self._manifest is not None and status is not None and status.state not in OVER:
             self._drop_job()
-            self._report("refused", "withdrawn by the fleet")
+            self._report("withdrawn")
         self._manifest = None
 
     def _begin(self) -> None:

@@ -10,13 +10,10 @@ from device_agent.delivery.status_board import status_of
 from protocol.codec import decode
 from protocol.errors import MessageError
 from protocol.model_manifest import ModelManifest
-from protocol.model_messages import DeliveryState, ModelOffer, ModelStatus
+from protocol.model_messages import OVER, ModelOffer, ModelStatus
 from protocol.model_signature import load_anchors, verify
 
 _logger = logging.getLogger(__name__)
-
-OVER: frozenset[DeliveryState] = frozenset({"active", "refused", "fell_back", "rolled_back"})
-"""A revision that has come to one of these is not taken up again."""
 
 
 def believed(payload: bytes, config: DeviceConfig) -> ModelManifest:

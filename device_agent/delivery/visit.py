@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from device_agent.config import DeviceConfig
 from device_agent.delivery.delivery import Delivery
-from device_agent.delivery.offers import OVER
 from protocol.link import Link, LinkEvent, LinkOptions, Subscription
-from protocol.model_messages import ModelStatus
+from protocol.model_messages import OVER, ModelStatus
 from protocol.topics import VERIFIER_STATUS
 
 OFFER_WAIT_S = 3.0

@@ -14,12 +14,10 @@ from device_agent.delivery.slots import Slots, store_of
 from fleet.model_server import ModelServer
 from protocol.codec import encode
 from protocol.link import Endpoint, Link, LinkEvent, LinkOptions, Published, Subscription
-from protocol.model_messages import DeliveryState, ModelOffer, ModelStatus
+from protocol.model_messages import OVER, DeliveryState, ModelOffer, ModelStatus
 from protocol.topics import MODEL_OFFER, VERIFIER_STATUS
 from provisioning.catalogue import bundled_pair
 from tests.live_fleet import FAST, WAIT_S, LiveFleet, Recorder
-
-OVER = ("active", "refused", "fell_back", "rolled_back")
 
 
 def padded_model(file: Path, n_bytes: int, seed: bytes = b"x") -> Path:
