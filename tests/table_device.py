@@ -11,6 +11,7 @@ from typing import Any
 from device_agent.agent import DeviceAgent
 from device_agent.config import Broker, DeviceConfig, Identity, Model
 from device_agent.controller import ControllerOptions
+from device_agent.delivery.delivery import Delivery
 from device_agent.drafter import DrafterInfo
 from device_agent.settings import Settings
 from device_agent.tokenizer import ChatTokenizer
@@ -113,9 +114,13 @@ def table_agent(
     drafter: TableDrafter,
     *,
     port: int | None = None,
+    takes_models: bool = False,
     **settings: Any,
 ) -> DeviceAgent:
-    """An agent of `device`, not started; `port` is a proxy's; other keywords are its settings."""
+    """An agent of `device`, not started; `port` is a proxy's; other keywords are its settings.
+
+    With `takes_models` it takes what the fleet delivers.
+    """
     endpoint = fleet.endpoint(device)
     tls = endpoint.tls
     assert tls is not None
@@ -131,5 +136,9 @@ def table_agent(
         settings=Settings(**{"temperature": 0.0, "max_tokens": 40, **settings}),
     )
     return DeviceAgent(
-        config, drafter, ChatTokenizer(TableVocabulary()), controller_options=ControllerOptions(max_draft=6)
+        config,
+        drafter,
+        ChatTokenizer(TableVocabulary()),
+        controller_options=ControllerOptions(max_draft=6),
+        delivery=Delivery(config) if takes_models else None,
     )

@@ -146,6 +146,7 @@ class Delivery:
     def _guarded(self, event: _Event) -> None:
         """A fault ends the job under way, to be begun again later, and nothing else."""
         try:
+            self._keep_pace()
             self._handle(event)
             self._tick()
         except MessageError as error:
@@ -186,13 +187,15 @@ class Delivery:
             case _:
                 pass
 
-    def _tick(self) -> None:
-        now_s = time.monotonic()
+    def _keep_pace(self) -> None:
         pace = Pace(1024 * self._limit_kib_per_s(), self._is_answering)
         if pace != self._pace:
             self._pace = pace
             if self._job is not None:
-                self._job.set_pace(pace, now_s)
+                self._job.set_pace(pace, time.monotonic())
+
+    def _tick(self) -> None:
+        now_s = time.monotonic()
         if self._retry_s is not None and now_s >= self._retry_s:
             self._begin()
         if self._job is None:

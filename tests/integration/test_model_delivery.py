@@ -13,7 +13,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from device_agent.delivery import pull
+from device_agent.chat import ChatOptions
+from device_agent.delivery import delivery, pull
+from device_agent.delivery.pace import YIELDING_BYTES_PER_S
 from device_agent.delivery.pull import WINDOW_BLOCKS
 from device_agent.delivery.slots import read_slots
 from fleet.model_server import ModelServer
@@ -22,6 +24,7 @@ from protocol.link import Received, Subscription
 from protocol.model_block import BLOCK_BYTES, ModelBlock
 from protocol.model_messages import ModelRequest
 from protocol.topics import MODEL_REQUEST
+from provisioning.model_signer import ModelSigner
 from provisioning.model_store import ModelStore
 from tests.integration.delivering_device import (
     DeliveringDevice,
@@ -30,7 +33,10 @@ from tests.integration.delivering_device import (
     padded_model,
     serving_models,
 )
+from tests.integration.live_chat import alone, last, serving
+from tests.integration.live_device import PacedEngine
 from tests.live_fleet import WAIT_S, LiveFleet, Recorder
+from tests.table_device import PIECES, STOP_ID, TableDrafter, TableVocabulary, table_agent, table_engine
 from tests.tcp_proxy import TcpProxy
 
 MIB = 1024 * 1024
@@ -135,3 +141,31 @@ def test_nobody_gets_what_was_offered_to_another(
         answer = recorder.next(Received)
     assert ModelBlock.decode(answer.payload).is_missing
     assert model_server.n_sent_bytes == 0
+
+
+def test_a_model_waits_while_somebody_waits_for_an_answer(
+    depot: LiveFleet, model_server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "try_out", lambda *_: None)
+    staged = ModelStore(depot.directory).stage(padded_model(tmp_path / "b.gguf", 4 * MIB, b"b"), "background")
+    fitting = staged.manifest.model_copy(update={"vocabulary": TableVocabulary.fingerprint})
+    engine = PacedEngine(
+        step_s=0.05, vocab_size=len(PIECES), seed=0, stop_ids=frozenset({STOP_ID}), max_context=512
+    )
+    drafter = TableDrafter(table_engine(), error_rate=1.0)
+    with (
+        serving(depot, engine),
+        table_agent(depot, "talker", tmp_path, drafter, max_draft=1, takes_models=True) as agent,
+    ):
+        agent.wait_ready(WAIT_S)
+        events = agent.chat(ChatOptions(temperature=1.3, seed=8, max_tokens=40)).send("hold on")
+        next(events)
+        started_s = time.monotonic()
+        offer_to(depot, "talker", ModelSigner.of(depot.directory).sign(fitting))
+        stats = last(events)
+        answer_s = time.monotonic() - started_s
+        n_meanwhile = model_server.n_sent_bytes
+        assert answer_s > 1.0
+        assert 0 < n_meanwhile <= YIELDING_BYTES_PER_S * (answer_s + 1) + BLOCK_BYTES
+        assert list(stats.token_ids) == alone(stats, 40)
+        until(lambda: agent.has_new_model)
