@@ -63,6 +63,9 @@ class VirtualEngine:
     def open(self) -> int:
         return self._inner.open()
 
+    def fork(self, session: int, length: int) -> int:
+        return self._inner.fork(session, length)
+
     def truncate(self, session: int, length: int) -> None:
         self._inner.truncate(session, length)
 

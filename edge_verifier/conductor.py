@@ -22,6 +22,8 @@ from edge_verifier.effects import (
     Effect,
     Queue,
     Reply,
+    Retain,
+    Share,
     WriteCheckpoint,
 )
 from edge_verifier.engine import CapacityError, Engine, StepResult
@@ -34,6 +36,7 @@ from edge_verifier.verdicts import Timing, judge_each, judged_window, price_ms
 from edge_verifier.window_checks import Fault, refusal
 from edge_verifier.work import Slice
 from protocol.coupling import JudgedWindow, Judgement
+from protocol.errors import ModelError
 from protocol.messages import Checkpoint, Refusal, Verdict, Window
 
 _logger = logging.getLogger(__name__)
@@ -200,7 +203,7 @@ class Conductor:
         self._on_done(flight)
 
     def _make_room(self) -> bool:
-        effects = self.table.drop_idle(self._clock())
+        effects = self.table.drop_prefix() or self.table.drop_idle(self._clock())
         self.perform(effects)
         return bool(effects)
 
@@ -291,12 +294,46 @@ class Conductor:
             case Close(sid):
                 self.planner.forget(sid)
                 self._room.close(sid)
+            case Drop(reason):
+                self.metrics.dropped(reason)
+            case Share() | Retain():
+                self._perform_on_prefix(effect)
+            case WriteCheckpoint() | ClearCheckpoint():
+                self._perform_on_checkpoint(effect)
+
+    def _perform_on_checkpoint(self, effect: WriteCheckpoint | ClearCheckpoint) -> None:
+        match effect:
             case WriteCheckpoint(device, slot, checkpoint):
                 self._outlet.write_checkpoint(device, slot, checkpoint)
             case ClearCheckpoint(device, slot):
                 self._outlet.clear_checkpoint(device, slot)
-            case Drop(reason):
-                self.metrics.dropped(reason)
+
+    def _perform_on_prefix(self, effect: Share | Retain) -> None:
+        match effect:
+            case Share():
+                self._share(effect)
+            case Retain(sid, length):
+                self.planner.forget(sid)
+                self._room.cut(sid, length)
+
+    def _share(self, share: Share) -> None:
+        """Copy a prefix; kept ones go for it, sessions do not, and without room it is computed again."""
+        while True:
+            try:
+                self._room.share(share.sid, share.source, share.length)
+            except CapacityError:
+                dropped = self.table.drop_prefix(keeping=share.source) if share.n_saved else []
+                if dropped:
+                    self.perform(dropped)
+                    continue
+                self.table.on_unshared(share)
+            except ModelError as error:
+                _logger.warning("the prefix of session %d is computed again: %s", share.sid, error)
+                self.table.on_unshared(share)
+            else:
+                self.table.on_shared(share)
+                self.metrics.shared(share.n_saved)
+            return
 
 
 def _queue_times(flight: Flight) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from edge_verifier.admission import AdmissionLimits
 from edge_verifier.checkpoints import CheckpointRule
 from edge_verifier.flood import FloodLimits
 from edge_verifier.policies import POLICIES, Deadline, Policy, PolicyName, Static
+from edge_verifier.prefixes import PrefixRules, PrefixScope
 from edge_verifier.quota import Quota
 from edge_verifier.step_rows import PlannerLimits
 from edge_verifier.table_rules import TableRules
@@ -37,6 +38,8 @@ class VerifierConfig(BaseModel):
         min_step_tokens, max_step_tokens: bounds of the learned token budget of a step.
         display_rate_tokens_s: how fast users read; sets whose window is most urgent.
         keep_checkpoints: False keeps every conversation out of the broker.
+        share_prefixes: whose prompts that begin alike are computed once: those of the whole fleet, of each
+            device by itself, or of none (`off`).
         messages_s, bytes_s: per device; more is refused.
         quota_sessions, quota_tokens_minute, quota_tokens_day, quota_bytes_day: per device, where the fleet
             has not decided otherwise; None is no limit.
@@ -63,6 +66,7 @@ class VerifierConfig(BaseModel):
     max_step_tokens: int = Field(default=4096, ge=64)
     display_rate_tokens_s: float = Field(default=10.0, gt=0.0)
     keep_checkpoints: bool = True
+    share_prefixes: PrefixScope = "fleet"
     messages_s: float = Field(default=500.0, gt=0.0)
     bytes_s: float = Field(default=1_048_576.0, gt=0.0)
     quota_sessions: int | None = Field(default=8, ge=0)
@@ -133,6 +137,7 @@ class VerifierConfig(BaseModel):
             min_idle_s=self.min_idle_s,
             max_backlog_s=self.max_backlog_s,
             display_rate_tokens_s=self.display_rate_tokens_s,
+            prefixes=PrefixRules(self.share_prefixes),
             checkpoints=CheckpointRule(is_on=self.keep_checkpoints),
         )
 

@@ -38,6 +38,28 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """`sid`, a session or a kept prefix, begins with the first `length` cached positions of `source`.
+
+    Attributes:
+        n_saved: tokens of a prompt that need not be computed for it; 0 for a prefix that is only kept.
+    """
+
+    sid: int
+    source: int
+    length: int
+    n_saved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retain:
+    """The first `length` cached positions of `sid` stay as a kept prefix; nothing more comes of it."""
+
+    sid: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class WriteCheckpoint:
     """Retain this copy of the session, with the expiry that its opening names."""
 
@@ -61,4 +83,4 @@ class Drop:
     reason: str
 
 
-Effect = Reply | Queue | Cancel | Close | WriteCheckpoint | ClearCheckpoint | Drop
+Effect = Reply | Queue | Cancel | Close | Share | Retain | WriteCheckpoint | ClearCheckpoint | Drop

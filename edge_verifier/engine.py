@@ -72,6 +72,7 @@ class EngineInfo:
         block: a session of length L takes ceil(L / block) * block positions of that budget.
         is_exact: the logits of a position are bit-equal whatever else is in its step and however its
             session's tokens were cut into rows.
+        can_fork: `Engine.fork` is served.
     """
 
     name: str
@@ -87,6 +88,7 @@ class EngineInfo:
     max_positions: int | None = None
     block: int = 1
     is_exact: bool = False
+    can_fork: bool = False
 
 
 class Engine(Protocol):
@@ -110,6 +112,18 @@ class Engine(Protocol):
 
         Raises:
             CapacityError: `info.max_sessions` are open.
+        """
+        ...
+
+    def fork(self, session: int, length: int) -> int:
+        """A new session that begins with the first `length` positions of another, which stays as it is.
+
+        Its length is at once `length`; where a step that was to cache these positions has failed, it is as if
+        a step of its own had.
+
+        Raises:
+            CapacityError: `info.max_sessions` are open, or the copy does not fit into the KV budget.
+            ModelError: the session is not open or shorter than `length`, or `info.can_fork` is False.
         """
         ...
 

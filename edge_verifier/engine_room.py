@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 from edge_verifier.engine import Engine, Row, StepResult
 from edge_verifier.work import Slice
+from protocol.errors import ModelError
 
 
 class EngineRoom:
@@ -30,6 +31,27 @@ class EngineRoom:
             self._lengths[piece.sid] = piece.start + len(piece.tokens)
         return future
 
+    def share(self, sid: int, source: int, length: int) -> None:
+        """Let `sid` begin with the first `length` positions of `source`, in place of what it had.
+
+        Raises:
+            CapacityError: no room; nothing has changed.
+            ModelError: as `Engine.fork`, or `source` has nothing cached.
+        """
+        handle = self._handles.get(source)
+        if handle is None:
+            raise ModelError(f"session {source} has nothing cached to share")
+        forked = self._engine.fork(handle, length)
+        self.close(sid)
+        self._handles[sid] = forked
+        self._lengths[sid] = length
+
+    def cut(self, sid: int, length: int) -> None:
+        """Keep the first `length` positions of a session."""
+        if length < self._lengths.get(sid, 0):
+            self._engine.truncate(self._handles[sid], length)
+            self._lengths[sid] = length
+
     def close(self, sid: int) -> None:
         """Free a session's cache; a session that never ran has none."""
         handle = self._handles.pop(sid, None)
@@ -47,7 +69,5 @@ class EngineRoom:
         if handle is None:
             handle = self._handles[piece.sid] = self._engine.open()
             self._lengths[piece.sid] = 0
-        if piece.start < self._lengths[piece.sid]:
-            self._engine.truncate(handle, piece.start)
-            self._lengths[piece.sid] = piece.start
+        self.cut(piece.sid, piece.start)
         return Row(handle, piece.start, piece.tokens, piece.n_logits)

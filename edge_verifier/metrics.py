@@ -38,6 +38,17 @@ class Metrics:
         self._failed_steps = Counter(
             "sled_failed_steps", "Steps that the engine failed", registry=self.registry
         )
+        self._shared_prefixes = Counter(
+            "sled_shared_prefixes", "Prompts that began with what was cached", registry=self.registry
+        )
+        self._saved_tokens = Counter(
+            "sled_saved_prompt_tokens", "Prompt tokens not computed for it", registry=self.registry
+        )
+        self._prefix_positions = Gauge(
+            "sled_prefix_positions",
+            "KV positions that hold prefixes for sessions to come",
+            registry=self.registry,
+        )
         self._sessions = Gauge("sled_sessions", "Sessions held", registry=self.registry)
         self._price = Gauge(
             "sled_price_milliseconds", "Step time that one more position costs", registry=self.registry
@@ -67,6 +78,12 @@ class Metrics:
         """Count a step that gave nothing."""
         self._failed_steps.inc()
 
+    def shared(self, n_saved: int) -> None:
+        """Count a prompt that began with `n_saved` cached tokens; 0 for a prefix that was only kept."""
+        if n_saved:
+            self._shared_prefixes.inc()
+            self._saved_tokens.inc(n_saved)
+
     def refused(self, reason: str, device: str) -> None:
         """Count a refusal, answered or not."""
         self._refusals.labels(reason, self._label(device)).inc()
@@ -79,8 +96,9 @@ class Metrics:
         """Count a window that needs no answer."""
         self._dropped.labels(reason).inc()
 
-    def load(self, n_sessions: int, price: float) -> None:
+    def load(self, n_sessions: int, price: float, n_prefix_positions: int = 0) -> None:
         """Set the present load."""
+        self._prefix_positions.set(n_prefix_positions)
         self._sessions.set(n_sessions)
         self._price.set(price)
 

@@ -66,7 +66,8 @@ class Planner:
     @property
     def backlog_s(self) -> float:
         """Engine time that the waiting prompts will take."""
-        return self.cost.per_token_s * sum(task.n_prefill for task in self._tasks.values())
+        n_tokens = sum(task.n_prefill - task.n_shared for task in self._tasks.values())
+        return self.cost.per_token_s * n_tokens
 
     def add(self, task: Work) -> None:
         """Queue a session's work, in place of any it had."""

@@ -367,7 +367,7 @@ class VerifierService:
         )
         if status is not None:
             self._publisher.advertise(status)
-        self.metrics.load(len(table), table.price)
+        self.metrics.load(len(table), table.price, table.n_prefix_positions)
         self._freed_memory.tend(now_s)
         again_s = self._again[0][0] if self._again else None
         drain_s = now_s + _DRAIN_LOOK_S if table.is_draining else None

@@ -39,6 +39,7 @@ class Session:
         dry_s: when the text shown to the user runs dry, at the display rate; in the past by as much as the
             verifier's own delays have cost the turn, while what the device takes is not counted against it.
         text_s: how long the last verdict's text lasts.
+        n_opening: tokens that it was opened with; the latest rebuild counts.
         checkpoint_length: text length in the last checkpoint written; None when there is none.
     """
 
@@ -58,6 +59,7 @@ class Session:
         self.checkpoint_length: int | None = None
         self.flight: Slice | None = None
         self.cached: list[int] = []
+        self.n_opening = 0
         self._stop_ids = stop_ids
         self._max_context = max_context
         self._opening: Opening | None = None
@@ -132,7 +134,7 @@ class Session:
         self._opening = opening
         self._chain = Chain(opening.settings, target, tokens)
         self._n_valid = _common_length(self.cached, tokens)
-        self._turn_start = len(tokens)
+        self._turn_start = self.n_opening = len(tokens)
         self._abandon(generation)
 
     def rewind(self, length: int, generation: int) -> None:
@@ -242,6 +244,16 @@ class Session:
         self.cached.extend(tokens)
         self._n_valid = min(start + len(tokens), self.length)
         return self.flight
+
+    @property
+    def n_landed(self) -> int:
+        """Positions cached by steps that are done."""
+        return len(self.cached) if self.flight is None else self.flight.start
+
+    def adopt(self, length: int) -> None:
+        """The cache has been replaced by one that holds the first `length` tokens of the text."""
+        self.cached = list(self.chain.tokens[:length])
+        self._n_valid = length
 
     def settle(self, pending: Pending, judgement: Judgement) -> None:
         """Append what was judged; rejected drafts stay cached until the next row rolls them back."""

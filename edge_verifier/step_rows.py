@@ -168,7 +168,7 @@ class StepRows:
     def _chunks(self, prompts: list[Work], n_used: int, room: int, now_s: float) -> Iterable[PlannedRow]:
         """Prompts one after another, the short ones first, an overdue one's few tokens before all."""
         short_first = sorted(prompts, key=lambda task: not self._is_short(task))
-        queue = self._overdue_first(short_first, now_s)
+        queue = _without_followers(self._overdue_first(short_first, now_s))
         n_taken = 0
         for i, task in enumerate(queue):
             left = min(room, max(self._limits.min_chunk, self._cap(task, n_used, now_s))) - n_taken
@@ -190,6 +190,15 @@ class StepRows:
 
     def _is_short(self, prompt: Work) -> bool:
         return prompt.n_cached + prompt.n_prefill <= self._limits.short_prompt
+
+
+def _without_followers(prompts: Sequence[Work]) -> list[Work]:
+    """Prompts of whose tokens none is about to be computed for another that goes before them."""
+    chosen: dict[int, Work] = {}
+    for task in prompts:
+        if task.follows not in chosen:
+            chosen[task.sid] = task
+    return list(chosen.values())
 
 
 def _n_tokens(rows: Iterable[PlannedRow]) -> int:

@@ -6,8 +6,8 @@ device owns the text, generations abandon what came before, hashes name prefixes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from edge_verifier.effects import (
     Cancel,
@@ -17,10 +17,12 @@ from edge_verifier.effects import (
     Effect,
     Queue,
     Reply,
+    Share,
     WriteCheckpoint,
 )
 from edge_verifier.engine import EngineInfo
 from edge_verifier.kv_budget import KvBudget
+from edge_verifier.prefix_sharing import PrefixSharing
 from edge_verifier.quota import Quotas, n_tokens
 from edge_verifier.session import MAX_AHEAD, Session
 from edge_verifier.strangers import Strangers
@@ -69,6 +71,7 @@ class SessionTable:
         self._next_sid = 0
         self._strangers = Strangers(self._rules.repeat_unknown_s)
         self._budget = KvBudget.of(info)
+        self._sharing = PrefixSharing(self._rules.prefixes, info, self._new_sid)
         self.price = 0.0
         self.is_draining = False
         self.backlog_s = 0.0
@@ -92,7 +95,12 @@ class SessionTable:
     def work(self, sid: int) -> Work | None:
         """What a session wants from the next step."""
         session = self._by_sid.get(sid)
-        return None if session is None else session.work()
+        work = None if session is None else session.work()
+        following = self._sharing.following(sid)
+        if work is None or following is None:
+            return work
+        n_shared = min(work.n_prefill, following.length - work.n_cached)
+        return replace(work, follows=following.leader, n_shared=n_shared)
 
     # ---- windows
 
@@ -167,13 +175,12 @@ class SessionTable:
         effects += self._make_room(incoming)
         self._budget.admitted(incoming.key)
         session = Session(
-            self._next_sid,
+            self._new_sid(),
             *incoming.key,
             incoming.window.uid,
             stop_ids=self._info.stop_ids,
             max_context=self._max_context,
         )
-        self._next_sid += 1
         self._by_key[incoming.key] = self._by_sid[session.sid] = session
         session.active_s = incoming.now_s
         return effects + self._take(session, incoming)
@@ -185,9 +192,7 @@ class SessionTable:
         own = [session for session in self._by_sid.values() if session.device == incoming.device]
         if n_allowed is not None and len(own) >= n_allowed:
             idle = sorted((each for each in own if self._is_idle(each, incoming.now_s)), key=_active_s)
-            effects += [
-                effect for each in idle[: len(own) + 1 - n_allowed] for effect in self._forget(each)
-            ]
+            effects += [effect for each in idle[: len(own) + 1 - n_allowed] for effect in self._forget(each)]
         n_context = len(incoming.window.context or ())
         while len(self._by_sid) >= self.capacity or not self._budget.is_room(
             incoming.key, n_context, self._by_sid.values(), incoming.now_s
@@ -240,6 +245,7 @@ class SessionTable:
         session.limit = self._capped(window.limit)
         self._hold(session, incoming)
         effects: list[Effect] = [Cancel(session.sid), *self._advance(session, incoming.now_s)]
+        effects += self._release(session.sid, None)
         return effects + self._checkpoint_of_opening(session)
 
     def _place(self, session: Session, incoming: _Incoming) -> list[Effect]:
@@ -250,7 +256,7 @@ class SessionTable:
             return [Drop("too_far_ahead")]
         if is_newer:
             session.rewind(min(window.base, session.length), window.generation)
-            effects.append(Cancel(session.sid))
+            effects += [Cancel(session.sid), *self._release(session.sid, None)]
         if window.context is not None:
             session.append_context(window.context)
             session.limit = self._capped(window.limit)
@@ -285,7 +291,7 @@ class SessionTable:
         if session is None:
             return [Drop("closed_session")]
         session.flight = None
-        return self._advance(session, now_s)
+        return self._advance(session, now_s) + self._release(session.sid, session.n_landed)
 
     def on_judged(self, piece: Slice, judgement: Judgement, timing: Timing, now_s: float) -> list[Effect]:
         """The window of `piece` has been judged; dropped when its text has moved on."""
@@ -296,6 +302,7 @@ class SessionTable:
         return [
             *self._settle(session, piece.pending, judgement, timing, now_s),
             *self._advance(session, now_s),
+            *self._release(session.sid, session.n_landed),
         ]
 
     def on_failed(self, sid: int, fault: Fault) -> list[Effect]:
@@ -331,8 +338,41 @@ class SessionTable:
             return []
         finished = session.end_here()
         if finished is None:
-            return [Queue(session.sid)]
+            return [*self._sharing.give(session, self._by_sid.values()), Queue(session.sid)]
         return self._settle(session, pending, Judgement((), 0, finished), Timing(price=self.price), now_s)
+
+    # ---- prefixes
+
+    @property
+    def n_prefix_positions(self) -> int:
+        """Positions of the KV budget that hold prefixes for sessions to come."""
+        return self._sharing.prefixes.n_positions
+
+    def drop_prefix(self, keeping: int | None = None) -> list[Effect]:
+        """Give up a kept prefix for its memory, the one unused longest; nothing when there is none."""
+        return self._sharing.drop(keeping)
+
+    def on_shared(self, share: Share) -> None:
+        """A `Share` has been done."""
+        session = self._by_sid.get(share.sid)
+        if session is not None:
+            session.adopt(share.length)
+
+    def on_unshared(self, share: Share) -> None:
+        """A `Share` could not be done: its session keeps what it had, a prefix is not kept."""
+        self._sharing.prefixes.remove(share.sid)
+
+    def _new_sid(self) -> int:
+        self._next_sid += 1
+        return self._next_sid - 1
+
+    def _release(self, leader: int, n_landed: int | None) -> list[Effect]:
+        """Let those go on that waited for what `leader` computes."""
+        effects: list[Effect] = []
+        for sid in self._sharing.released(leader, n_landed):
+            session = self._by_sid.get(sid)
+            effects += [] if session is None else self._advance(session, session.active_s)
+        return effects
 
     # ---- checkpoints
 
@@ -382,13 +422,15 @@ class SessionTable:
 
     def _retire(self, session: Session, *, is_clearing: bool) -> list[Effect]:
         self._strangers.retire(session.key, session.uid, session.generation)
-        effects = self._forget(session)
+        effects = self._forget(session, self._sharing.ended(session))
         return [*effects, ClearCheckpoint(*session.key)] if is_clearing else effects
 
-    def _forget(self, session: Session) -> list[Effect]:
+    def _forget(self, session: Session, ended: Sequence[Effect] = ()) -> list[Effect]:
+        """Take a session out; `ended` is what becomes of its cache if that is not freed."""
         del self._by_key[session.key]
         del self._by_sid[session.sid]
-        return [Cancel(session.sid), Close(session.sid)]
+        self._sharing.forget(session.sid)
+        return [Cancel(session.sid), *(ended or [Close(session.sid)]), *self._release(session.sid, None)]
 
     def _refused(self, incoming: _Incoming, fault: Fault) -> list[Effect]:
         window = incoming.window

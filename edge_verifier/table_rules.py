@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edge_verifier.checkpoints import CheckpointRule
+from edge_verifier.prefixes import PrefixRules
 
 
 @dataclass(frozen=True)
@@ -25,4 +26,5 @@ class TableRules:
     max_backlog_s: float = 10.0
     display_rate_tokens_s: float = 10.0
     repeat_unknown_s: float = 2.0
+    prefixes: PrefixRules = field(default_factory=PrefixRules)
     checkpoints: CheckpointRule = field(default_factory=CheckpointRule)

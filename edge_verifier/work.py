@@ -32,6 +32,8 @@ class Work:
         n_final: tokens after them that go in one step and are judged.
         n_cached: positions that are cached already.
         deadline_s: when the session's shown text runs dry.
+        follows: the session that is computing tokens which this one will share; None when there is none.
+        n_shared: how many of `n_prefill` these are.
     """
 
     sid: int
@@ -41,6 +43,8 @@ class Work:
     n_cached: int
     arrived_s: float
     deadline_s: float
+    follows: int | None = None
+    n_shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)

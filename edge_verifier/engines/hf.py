@@ -92,6 +92,12 @@ class TransformersEngine:
         """See `Engine.open`."""
         return self._ledger.open()
 
+    def fork(self, session: int, length: int) -> int:
+        """See `Engine.fork`."""
+        forked = self._ledger.fork(session, length)
+        self._thread.submit(self._worker.fork, forked, session, length)
+        return forked
+
     def truncate(self, session: int, length: int) -> None:
         """See `Engine.truncate`."""
         self._ledger.truncate(session, length)
@@ -141,4 +147,5 @@ def _info(loaded: LoadedModel, limits: Limits, *, is_exact: bool) -> EngineInfo:
         max_positions=limits.max_positions,
         block=limits.block,
         is_exact=is_exact,
+        can_fork=True,
     )

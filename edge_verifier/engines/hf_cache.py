@@ -106,6 +106,14 @@ class SessionCache:
         if blocks(length) + 1 < self.n_blocks:
             self.give_back()
 
+    def copy(self, source: SessionCache, length: int) -> None:
+        """Begin, being empty, with the first `length` positions of another session."""
+        self.reserve(length)
+        self._keys = {layer: part[:, :, :length] for layer, part in source._keys.items()}
+        self._values = {layer: part[:, :, :length] for layer, part in source._values.items()}
+        self._resize(self.n_blocks)
+        self.length = length
+
     def give_back(self) -> None:
         """Free what lies beyond the blocks of the present length, and of the step that is being prepared."""
         n_needed = blocks(max(self.length, self._reserved))

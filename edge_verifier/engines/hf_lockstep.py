@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edge_verifier.engine import Row, StepResult
 from edge_verifier.engines.hf_worker import LocalWorker, Worker
-from edge_verifier.engines.step_messages import Close, End, Operation, Run, Truncate, decode, encode
+from edge_verifier.engines.step_messages import Close, End, Fork, Operation, Run, Truncate, decode, encode
 from protocol.errors import ModelError
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ class LeadingWorker:
         self._group.send(encode([*self._waiting, Run(tuple(rows))]))
         self._waiting.clear()
         return _run(self._worker, rows, self._group)
+
+    def fork(self, session: int, source: int, length: int) -> None:
+        """See `Worker.fork`."""
+        self._waiting.append(Fork(session, source, length))
+        self._worker.fork(session, source, length)
 
     def truncate(self, session: int, length: int) -> None:
         """See `Worker.truncate`."""
@@ -60,6 +65,8 @@ def obey(worker: Worker, group: RankGroup) -> None:
             match operation:
                 case Run(rows):
                     _run(worker, rows, group)
+                case Fork(session, source, length):
+                    worker.fork(session, source, length)
                 case Truncate(session, length):
                     worker.truncate(session, length)
                 case Close(session):

@@ -24,6 +24,10 @@ class Worker(Protocol):
         """
         ...
 
+    def fork(self, session: int, source: int, length: int) -> None:
+        """Begin a session with the first `length` positions of another; empty if that holds fewer."""
+        ...
+
     def truncate(self, session: int, length: int) -> None:
         """Keep the first `length` positions of a session."""
         ...
@@ -52,6 +56,13 @@ class LocalWorker:
     def run(self, rows: Sequence[Row]) -> StepResult:
         """See `Worker.run`."""
         return self._runner.run(rows, self._caches_of(rows))
+
+    def fork(self, session: int, source: int, length: int) -> None:
+        """See `Worker.fork`."""
+        held = self._caches.get(source)
+        if held is not None and held.length >= length:
+            self._caches[session] = SessionCache(self._memory)
+            self._caches[session].copy(held, length)
 
     def truncate(self, session: int, length: int) -> None:
         """See `Worker.truncate`."""

@@ -49,6 +49,16 @@ class Ledger:
         self._lengths[session] = 0
         return session
 
+    def fork(self, session: int, length: int) -> int:
+        """Book a session that begins as another does; see `Engine.fork`."""
+        cached = self.length(session)
+        if not 0 < length <= cached:
+            raise ModelError(f"session {session} holds {cached} positions, cannot share {length}")
+        self._check_room(self._blocks(length))
+        forked = self.open()
+        self._set_length(forked, length)
+        return forked
+
     def length(self, session: int) -> int:
         """Length of an open session.
 
@@ -107,13 +117,15 @@ class Ledger:
             )
 
     def _check_capacity(self, rows: Sequence[Row]) -> None:
-        if self._limits.max_positions is None:
-            return
-        n_more = sum(self._blocks(row.start + len(row.tokens)) - self._blocks(row.start) for row in rows)
-        n_more *= self._limits.block
-        if self._n_positions + n_more > self._limits.max_positions:
+        self._check_room(
+            sum(self._blocks(row.start + len(row.tokens)) - self._blocks(row.start) for row in rows)
+        )
+
+    def _check_room(self, n_blocks: int) -> None:
+        n_more, limit = n_blocks * self._limits.block, self._limits.max_positions
+        if limit is not None and self._n_positions + n_more > limit:
             raise CapacityError(
-                f"the step needs {n_more} more positions, {self._n_positions} of"
+                f"{n_more} more positions are needed, {self._n_positions} of"
                 f" {self._limits.max_positions} are taken",
                 hint="close or truncate a session, or give the engine more KV memory",
             )

@@ -109,6 +109,7 @@ class LlamaCppEngine:
             vocabulary=vocabulary,
             weights_sha256=sha256,
             max_positions=limits.max_positions,
+            can_fork=True,
         )
         logger.info(
             "target %s in %s: context %s, %s KV positions",
@@ -125,6 +126,13 @@ class LlamaCppEngine:
         session = self._ledger.open()
         self._sequences[session] = self._free_sequences.pop()
         return session
+
+    def fork(self, session: int, length: int) -> int:
+        """See `Engine.fork`. Both sessions use the same cells, which are counted for each."""
+        forked = self._ledger.fork(session, length)
+        self._sequences[forked] = self._free_sequences.pop()
+        self._thread.submit(self._runner.copy, self._sequences[session], self._sequences[forked], length)
+        return forked
 
     def truncate(self, session: int, length: int) -> None:
         """See `Engine.truncate`."""
@@ -168,6 +176,12 @@ class _Runner:
     def cut(self, sequence: int, length: int) -> None:
         if self._lengths[sequence] > length:
             self._context.cut(sequence, length)
+            self._lengths[sequence] = length
+
+    def copy(self, source: int, sequence: int, length: int) -> None:
+        """Let an empty sequence begin as another; it stays empty where that holds fewer positions."""
+        if self._lengths[source] >= length:
+            self._context.share(source, sequence, length)
             self._lengths[sequence] = length
 
     def run(self, rows: Sequence[Row], sequences: Sequence[int]) -> StepResult:

@@ -145,6 +145,10 @@ class GgufContext:
         """Forget what follows the first `length` positions of `sequence`."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1)
 
+    def share(self, source: int, sequence: int, length: int) -> None:
+        """Let the empty `sequence` begin with the first `length` positions of `source`, in the same cells."""
+        llama_cpp.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
+
     def close(self) -> None:
         """Free the cache; a second call does nothing."""
         self._free_batch()

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from edge_verifier.engine import Row
 from protocol.errors import ModelError
 
-VERSION = 1
+VERSION = 2
 """Processes with another one do not work together."""
 
-_END, _CLOSE, _TRUNCATE, _RUN = range(4)
+_END, _CLOSE, _TRUNCATE, _RUN, _FORK = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,22 @@ class Truncate:
 
 
 @dataclass(frozen=True, slots=True)
+class Fork:
+    """Begin a session with the first `length` positions of another, `source`."""
+
+    session: int
+    source: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Compute one step."""
 
     rows: tuple[Row, ...]
 
 
-Operation = End | Close | Truncate | Run
+Operation = End | Close | Truncate | Fork | Run
 
 
 def encode(operations: Sequence[Operation]) -> NDArray[np.int64]:
@@ -61,6 +70,8 @@ def encode(operations: Sequence[Operation]) -> NDArray[np.int64]:
                 numbers += (_CLOSE, session)
             case Truncate(session, length):
                 numbers += (_TRUNCATE, session, length)
+            case Fork(session, source, length):
+                numbers += (_FORK, session, source, length)
             case Run(rows):
                 numbers += (_RUN, len(rows))
                 for row in rows:
@@ -92,6 +103,9 @@ def _operation(kind: int, numbers: Iterator[int]) -> Operation:
     if kind == _TRUNCATE:
         session, length = next(numbers), next(numbers)
         return Truncate(session, length)
+    if kind == _FORK:
+        session, source, length = next(numbers), next(numbers), next(numbers)
+        return Fork(session, source, length)
     if kind != _RUN:
         raise ModelError(f"a message between the processes of a target holds an operation {kind}")
     n_rows = next(numbers)

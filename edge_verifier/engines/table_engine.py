@@ -75,6 +75,7 @@ class TableEngine:
             max_positions=max_positions,
             block=block,
             is_exact=True,
+            can_fork=True,
         )
 
     @property
@@ -94,6 +95,12 @@ class TableEngine:
         session = self._ledger.open()
         self._states[session] = []
         return session
+
+    def fork(self, session: int, length: int) -> int:
+        """See `Engine.fork`."""
+        forked = self._ledger.fork(session, length)
+        self._do(lambda: self._states.__setitem__(forked, self._begun(session, length)))
+        return forked
 
     def truncate(self, session: int, length: int) -> None:
         """See `Engine.truncate`."""
@@ -139,6 +146,10 @@ class TableEngine:
             call()
         else:
             self._held.append(call)
+
+    def _begun(self, session: int, length: int) -> list[int]:
+        held = self._states[session]
+        return held[:length] if len(held) >= length else []
 
     def _step(self, rows: tuple[Row, ...], future: Future[StepResult]) -> None:
         started_s = perf_counter()

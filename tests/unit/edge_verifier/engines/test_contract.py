@@ -155,6 +155,59 @@ def test_a_closed_session_leaves_nothing_to_the_next(bench: Bench) -> None:
     bench.assert_equal(engine.submit([Row(second, 0, text, 20)]).result().logits[0], bench.plain(text))
 
 
+def test_a_fork_begins_as_its_source_and_neither_sees_the_other(bench: Bench) -> None:
+    engine, text, other = bench.make(), _text(1, 200), _text(2, 40)
+    assert engine.info.can_fork
+    source = engine.open()
+    engine.submit([Row(source, 0, text[:190], 0)])
+    forks = [engine.fork(source, n) for n in (150, 190, 64)]
+    engine.truncate(source, 100)
+    engine.submit([Row(source, 100, other[:20], 0)])
+    rows = [
+        Row(forks[0], 150, text[150:170], 20),
+        Row(forks[1], 190, text[190:], 10),
+        Row(forks[2], 64, other, 40),
+        Row(source, 120, other[20:], 20),
+    ]
+    found = engine.submit(rows).result().logits
+    engine.close(source)
+    bench.assert_equal(found[0], bench.plain(text[:170])[150:])
+    bench.assert_equal(found[1], bench.plain(text)[190:])
+    bench.assert_equal(found[2], bench.plain((*text[:64], *other))[64:])
+    bench.assert_equal(found[3], bench.plain((*text[:100], *other))[120:])
+    after = engine.submit([Row(forks[0], 170, text[170:], 30)]).result().logits[0]
+    bench.assert_equal(after, bench.plain(text)[170:])
+
+
+def test_a_fork_needs_a_source_and_room(bench: Bench) -> None:
+    engine = bench.make(max_sessions=2)
+    source = engine.open()
+    engine.submit([Row(source, 0, _text(1, 20), 0)])
+    for session, length in ((source, 21), (source, 0), (7, 5)):
+        with pytest.raises(ModelError):
+            engine.fork(session, length)
+    fork = engine.fork(source, 20)
+    with pytest.raises(CapacityError):
+        engine.fork(source, 20)
+    engine.close(fork)
+    assert engine.fork(source, 20) > fork
+
+
+def test_a_fork_of_what_a_failed_step_was_to_cache_holds_nothing(bench: Bench) -> None:
+    engine, text = bench.make(), _text(5, 6)
+    if isinstance(engine, TableEngine):
+        pytest.skip("runs steps at once: there is nothing to cancel")
+    session = engine.open()
+    busy = engine.submit([Row(engine.open(), 0, _text(1, 400), 0)])
+    assert engine.submit([Row(session, 0, text[:3], 0)]).cancel()
+    fork = engine.fork(session, 3)
+    with pytest.raises(ModelError, match="failed step"):
+        engine.submit([Row(fork, 3, text[3:4], 1)]).result()
+    busy.result()
+    engine.truncate(fork, 0)
+    bench.assert_equal(engine.submit([Row(fork, 0, text, 6)]).result().logits[0], bench.plain(text))
+
+
 def test_sessions_are_limited_and_come_free_by_closing(bench: Bench) -> None:
     engine = bench.make(max_sessions=2)
     assert engine.info.max_sessions == 2

@@ -117,6 +117,40 @@ def test_float32_logits_are_the_same_bits_for_other_shapes(
         _assert_exact(engine, texts)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("seed", range(3))
+def test_float32_logits_are_the_same_bits_after_forks(
+    architecture: str, seed: int, make_model: MakeModel
+) -> None:
+    """Texts that begin alike, forked at any length, cut at any place, rolled back, in mixed batches."""
+    random = np.random.default_rng(seed)
+    start = _text(9, 140)
+    texts = [(*start[: random.integers(60, 140)], *_text(n, 40)) for n in range(4)]
+    with _engine(make_model(architecture)) as engine:
+        expected = [_step_by_step(engine, text) for text in texts]
+        source = engine.open()
+        engine.submit([Row(source, 0, start[:77], 0)]).result()
+        engine.submit([Row(source, 77, start[77:], 0)]).result()
+        lengths = []
+        for text in texts:
+            shared = next(i for i, (a, b) in enumerate(zip((*start, -1), text, strict=False)) if a != b)
+            lengths.append(int(random.integers(1, shared + 1)))
+        sessions = [engine.fork(source, length) for length in lengths]
+        engine.truncate(source, 13)
+        while rest := [i for i, text in enumerate(texts) if lengths[i] < len(text)]:
+            rows = []
+            for i in random.permutation(rest)[: random.integers(1, len(rest) + 1)]:
+                if random.random() < 0.3:
+                    lengths[i] -= int(random.integers(0, min(lengths[i], 30)))
+                    engine.truncate(sessions[i], lengths[i])
+                tokens = texts[i][lengths[i] : lengths[i] + int(random.integers(1, 30))]
+                rows.append((i, Row(sessions[i], lengths[i], tokens, len(tokens))))
+            found = engine.submit([row for _, row in rows]).result().logits
+            for (i, row), logits in zip(rows, found, strict=True):
+                lengths[i] += len(row.tokens)
+                assert np.array_equal(logits, expected[i][row.start : lengths[i]])
+
+
 def test_float32_logits_are_the_same_bits_far_into_a_text(make_model: MakeModel) -> None:
     """Kernels sum in other orders over many keys: 250 to 600 is where lengths rounded per window failed."""
     text = _text(5, 620)
