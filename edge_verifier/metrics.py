@@ -64,6 +64,12 @@ class Metrics:
         )
         self._devices: set[str] = set()
 
+    def shared(self, n_saved: int) -> None:
+        """Count a prompt that began with `n_saved` cached tokens; 0 for a prefix that was only kept."""
+        if n_saved:
+            self._shared_prefixes.inc()
+            self._saved_tokens.inc(n_saved)
+
     def stepped(self, record: StepRecord) -> None:
         """Count one step."""
         self._step_s.observe(record.step_s)
@@ -77,12 +83,6 @@ class Metrics:
     def step_failed(self) -> None:
         """Count a step that gave nothing."""
         self._failed_steps.inc()
-
-    def shared(self, n_saved: int) -> None:
-        """Count a prompt that began with `n_saved` cached tokens; 0 for a prefix that was only kept."""
-        if n_saved:
-            self._shared_prefixes.inc()
-            self._saved_tokens.inc(n_saved)
 
     def refused(self, reason: str, device: str) -> None:
         """Count a refusal, answered or not."""
