@@ -13,8 +13,10 @@ claim's name.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
+from broker_config.bridge import bridge_identity, bridge_rules
 from protocol.errors import BrokerError, ConfigError
 from protocol.identifiers import SLOTS, check_name
 from protocol.topics import BACKENDS, CHANNELS, CLAIM_MOUNT, Channel, Role
@@ -24,8 +26,16 @@ _OWN_LEVEL = {Role.DEVICE: "d", Role.VERIFIER: "v", Role.CLAIM: "claim"}
 """The placeholder that holds a role's own name; fleet and provisioning have none."""
 
 
-def render_acl(fleet: str, backend_identities: Sequence[str], denied_devices: Sequence[str] = ()) -> str:
+def render_acl(
+    fleet: str,
+    backend_identities: Sequence[str],
+    denied_devices: Sequence[str] = (),
+    sites: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> str:
     """The text of `acl_file` for a fleet with these backends.
+
+    Args:
+        sites: the devices behind the bridge of each site.
 
     Adding a backend, or denying a device everything, means writing it again and reloading the broker.
 
@@ -36,6 +46,9 @@ def render_acl(fleet: str, backend_identities: Sequence[str], denied_devices: Se
     _check("fleet", fleet)
     verifiers = [name for role, name in backends if role is Role.VERIFIER]
     sections = [_backend_section(fleet, role, name) for role, name in backends]
+    for site, devices in sorted(sites.items()):
+        # A bridge speaks for its devices under its own name: what denies a device must reach it here, too.
+        sections.append(_bridge_section(fleet, site, sorted(set(devices) - set(denied_devices))))
     sections += [_denied_section(device) for device in sorted(set(denied_devices))]
     sections.append(_pattern_section(fleet, "devices", Role.DEVICE, verifiers))
     sections.append(_pattern_section(fleet, "newcomers, on the claims' listener only", Role.CLAIM, verifiers))
@@ -56,6 +69,15 @@ def _backend_section(fleet: str, role: Role, name: str) -> list[str]:
     return lines
 
 
+def _bridge_section(fleet: str, site: str, devices: Sequence[str]) -> list[str]:
+    try:
+        identity, rules = bridge_identity(site), list(bridge_rules(fleet, devices))
+    except ConfigError as error:
+        raise BrokerError(str(error), hint=error.hint) from error
+    denied = (f"topic deny {topic}" for topic in _named_like_a_device(fleet, identity))
+    return [f"user {identity}", *denied, *rules]
+
+
 def _denied_section(device: str) -> list[str]:
     _check("device", device)
     return [f"user {device}", "topic deny #"]
@@ -63,6 +85,14 @@ def _denied_section(device: str) -> list[str]:
 
 def _denied(fleet: str, role: Role, identity: str) -> Iterator[str]:
     """What patterns would give to a backend: topics of a device of its name, broadcasts not meant for it."""
+    yield from _named_like_a_device(fleet, identity)
+    for channel in CHANNELS:
+        is_broadcast = Role.DEVICE in channel.readers and "{d}" not in channel.pattern
+        if is_broadcast and not _access(channel, role):
+            yield channel.filter(fleet)
+
+
+def _named_like_a_device(fleet: str, identity: str) -> Iterator[str]:
     named: dict[str, None] = {}
     for channel in CHANNELS:
         for pattern_role in (Role.DEVICE, Role.CLAIM):
@@ -71,10 +101,6 @@ def _denied(fleet: str, role: Role, identity: str) -> Iterator[str]:
                 whole = channel.filter(fleet, **{_OWN_LEVEL[pattern_role]: identity})
                 named[f"{_mounted(channel)}{whole.partition(identity)[0]}{identity}/#"] = None
     yield from named
-    for channel in CHANNELS:
-        is_broadcast = Role.DEVICE in channel.readers and "{d}" not in channel.pattern
-        if is_broadcast and not _access(channel, role):
-            yield channel.filter(fleet)
 
 
 def _pattern_section(fleet: str, title: str, role: Role, verifiers: Sequence[str]) -> list[str]:

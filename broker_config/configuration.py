@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker_config.acl import render_acl
+from broker_config.bridge import BridgeFiles, bridge_directives
 from broker_config.directive import Directive, render_all
 from broker_config.listeners import Listener
 from protocol.link_types import MAX_PACKET_BYTES
@@ -38,6 +39,7 @@ class BrokerFiles:
     claim_crl: Path
     backend_identities: tuple[str, ...]
     denied_devices: tuple[str, ...] = ()
+    sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,30 @@ class BrokerPlace:
     pid_file: Path | None = None
 
 
-def render_configuration(files: BrokerFiles, ports: BrokerPorts, place: BrokerPlace, title: str) -> str:
-    """The text of mosquitto.conf; `title` is its first comment."""
+def render_configuration(
+    files: BrokerFiles,
+    ports: BrokerPorts,
+    place: BrokerPlace,
+    title: str,
+    bridge: BridgeFiles | None = None,
+) -> str:
+    """The text of mosquitto.conf; `title` is its first comment.
+
+    Args:
+        bridge: from this broker, which is one on a site then, to the centre, where newcomers are answered.
+    """
     found = [*_general(place), *_limits()]
     for listener in listeners(files, ports):
-        found += listener.directives(files.server_cert, files.server_key)
+        if bridge is None or listener.mount_point != CLAIM_MOUNT:
+            found += listener.directives(files.server_cert, files.server_key)
+    if bridge is not None:
+        found += bridge_directives(files.fleet, bridge)
     return f"# {title}\n{render_all(found)}"
 
 
 def render_acl_of(files: BrokerFiles) -> str:
     """The text of the access list."""
-    return render_acl(files.fleet, files.backend_identities, files.denied_devices)
+    return render_acl(files.fleet, files.backend_identities, files.denied_devices, files.sites)
 
 
 def listeners(files: BrokerFiles, ports: BrokerPorts) -> Sequence[Listener]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+from broker_config.bridge import BridgeFiles
 from broker_config.configuration import (
     BrokerFiles,
     BrokerPlace,
@@ -19,6 +21,19 @@ _TITLE = """Mosquitto for a SLED fleet. Generated; the fleet's own files belong 
 #   ca_certificates/sled-{device,backend,claim}-{ca,crl}.pem   ca/*/{cert,crl}.pem of the fleet directory
 #   certs/sled-broker.{pem,key}                                identities/server/{cert,key}.pem
 #   sled.acl                                                   the access list, written for the fleet"""
+
+_SITE_TITLE = """Mosquitto on a site, bridged to the centre of a SLED fleet. Generated; the files belong to:
+#   ca_certificates/sled-{device,backend}-{ca,crl}.pem   who is let in here
+#   ca_certificates/sled-centre-ca.pem                   by which the centre is known
+#   certs/sled-broker.{pem,key}                          this broker
+#   certs/sled-bridge.{pem,key}                          the bridge at the centre
+#   sled.acl                                             the access list, written for the fleet"""
+_PLACE = BrokerPlace(
+    acl_file=_ETC / "sled.acl",
+    persistence=Path("/var/lib/mosquitto"),
+    log="file /var/log/mosquitto/mosquitto.log",
+    pid_file=Path("/run/mosquitto/mosquitto.pid"),
+)
 
 
 def production_files(fleet: str, backend_identities: tuple[str, ...]) -> BrokerFiles:
@@ -53,6 +68,34 @@ def export(files: BrokerFiles, directory: Path, ports: BrokerPorts | None = None
     replace_text(directory / "mosquitto.conf", render_production(ports))
 
 
+def export_site(
+    files: BrokerFiles, bridge: BridgeFiles, directory: Path, ports: BrokerPorts | None = None
+) -> None:
+    """As `export`, for the broker on a site and its bridge to the centre.
+
+    Args:
+        files: with the certificate of the site's own broker.
+    """
+    installed, at_site = production_files(files.fleet, files.backend_identities), bridge_places(bridge)
+    for name in ("device_ca", "device_crl", "backend_ca", "backend_crl", "server_cert", "server_key"):
+        _copy(getattr(files, name), directory / getattr(installed, name).relative_to(_ETC))
+    for name in ("ca", "cert", "key"):
+        _copy(getattr(bridge, name), directory / getattr(at_site, name).relative_to(_ETC))
+    replace_text(directory / "sled.acl", render_acl_of(replace(files, sites={})))
+    text = render_configuration(installed, ports or BrokerPorts(), _PLACE, _SITE_TITLE, at_site)
+    replace_text(directory / "mosquitto.conf", text)
+
+
+def bridge_places(bridge: BridgeFiles) -> BridgeFiles:
+    """The same bridge with its files where the system's broker on the site expects them."""
+    return replace(
+        bridge,
+        ca=_ETC / "ca_certificates" / "sled-centre-ca.pem",
+        cert=_ETC / "certs" / "sled-bridge.pem",
+        key=_ETC / "certs" / "sled-bridge.key",
+    )
+
+
 def _copy(source: Path, target: Path) -> None:
     """Complete or not at all, with the source's permissions."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,10 +106,4 @@ def _copy(source: Path, target: Path) -> None:
 
 def render_production(ports: BrokerPorts | None = None) -> str:
     """mosquitto.conf of the production profile; the same for every fleet, whose names are in `sled.acl`."""
-    place = BrokerPlace(
-        acl_file=_ETC / "sled.acl",
-        persistence=Path("/var/lib/mosquitto"),
-        log="file /var/log/mosquitto/mosquitto.log",
-        pid_file=Path("/run/mosquitto/mosquitto.pid"),
-    )
-    return render_configuration(production_files("", ()), ports or BrokerPorts(), place, _TITLE)
+    return render_configuration(production_files("", ()), ports or BrokerPorts(), _PLACE, _TITLE)

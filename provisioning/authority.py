@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from broker_config.bridge import BRIDGE
 from protocol.errors import ConfigError, ProvisioningError
 from protocol.identifiers import check_name
 from protocol.topics import BACKENDS, Role
@@ -279,7 +280,7 @@ def check_identity(kind: AuthorityKind, identity: str) -> None:
 
 
 _ROLES: dict[AuthorityKind, tuple[str, ...]] = {
-    "backend": tuple(role.value for role in BACKENDS),
+    "backend": (*(role.value for role in BACKENDS), BRIDGE),
     "claim": (Role.CLAIM.value,),
     "server": ("broker", MODEL_SIGNER),
 }

@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from broker_config.bridge import bridge_identity
 from broker_config.configuration import BrokerFiles
 from protocol.errors import ConfigError, ProvisioningError
 from protocol.identifiers import backend_identity, check_name
@@ -40,6 +41,7 @@ from provisioning.generation import authority_name, finish_switch
 from provisioning.keys import load_key, new_key
 from provisioning.registry import Registry
 from provisioning.root import RootDirectory
+from provisioning.site import read_sites
 from provisioning.toml_text import toml_document
 
 FORMAT = 1
@@ -167,23 +169,27 @@ class FleetDirectory:
                 issued = (authority or self.authority("backend")).issue(identity)
                 self.audit.append("add-backend", identity)
                 self.registry.add_certificate("backend", issued.certificate)
-                _write_identity(self._backends / identity, issued)
+                write_identity(self._backends / identity, issued)
         return self.endpoint_tls(identity)
 
     def backends_of_earlier_keys(self) -> tuple[str, ...]:
-        """Backends whose certificates are not of the backend CA's present key."""
+        """Backends, bridges of sites included, whose certificates are not of the backend CA's present key."""
         present = self.authority("backend").certificate.subject
+        folders = {identity: self._backends / identity for identity in self.backend_identities()}
+        for file in self.path.glob("sites/*/bridge/cert.pem"):
+            folders[bridge_identity(file.parents[1].name)] = file.parent
         return tuple(
-            identity
-            for identity in self.backend_identities()
-            if certificate_in(self._backends / identity).issuer != present
+            name for name, folder in sorted(folders.items()) if certificate_in(folder).issuer != present
         )
 
     def certify_backends(self) -> None:
-        """Give such backends a certificate of the present key; they keep their own keys."""
+        """Give backends that have none a certificate of the present key; they keep their own keys.
+
+        A bridge gets one with the next files of its site.
+        """
         authority = self.authority("backend")
         with locked(self.path / ".lock"):
-            for identity in self.backends_of_earlier_keys():
+            for identity in set(self.backends_of_earlier_keys()) & set(self.backend_identities()):
                 directory = self._backends / identity
                 certificate = authority.certify(identity, load_key(directory / "key.pem").public_key())
                 self.registry.add_certificate("backend", certificate)
@@ -220,7 +226,7 @@ class FleetDirectory:
             key = _existing_key(directory) or new_key()
             certificate = authority.certify(name, key.public_key(), host_names=every_host)
             self.registry.add_certificate("server", certificate)
-            _write_identity(directory, IssuedIdentity(certificate, key), self._server_chain(authority))
+            write_identity(directory, IssuedIdentity(certificate, key), self.chain_of("server", authority))
             self.hosts = every_host
             self._write_settings()
 
@@ -249,15 +255,16 @@ class FleetDirectory:
             claim_crl=authorities / "claim" / "crl.pem",
             backend_identities=self.backend_identities(),
             denied_devices=tuple(name for name in self.registry.denied_devices() if name != spared),
+            sites={site.name: site.devices for site in read_sites(self.path).values()},
         )
 
     @property
     def _backends(self) -> Path:
         return self.path / "identities" / "backend"
 
-    def _server_chain(self, authority: Authority) -> bytes:
-        """What the broker shows after its certificate, so that who knows the root only can follow."""
-        if not self.root.exists:
+    def chain_of(self, kind: AuthorityKind, authority: Authority) -> bytes:
+        """What a broker shows after its certificate, so that who knows the root only can follow."""
+        if kind != "server" or not self.root.exists:
             return b""
         return authority.certificate.public_bytes(Encoding.PEM)
 
@@ -279,8 +286,8 @@ def _fill(fleet: FleetDirectory, passphrase: bytes | None) -> None:
     fleet.audit.append("init", fleet.fleet)
 
 
-def _write_identity(directory: Path, issued: IssuedIdentity, chain: bytes = b"") -> None:
-    """The certificate is written last: it is what makes the identity exist."""
+def write_identity(directory: Path, issued: IssuedIdentity, chain: bytes = b"") -> None:
+    """Write key and certificate; the latter last, because it is what makes the identity exist."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(directory / "key.pem", issued.key_pem, mode=SECRET_MODE)
     write_atomically(directory / "cert.pem", issued.certificate_pem + chain)
