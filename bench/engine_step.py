@@ -8,7 +8,8 @@ Steps and plain passes of as many tokens without cache, on the same model, are t
 medians are printed, and the median of the ratios of neighbours, which other load disturbs least. Where a
 range of cached lengths is given, they are spread log-uniformly over it, and the step is compared with one of
 equal lengths of the same mean instead.
-`--record` keeps the times for `bench.policies`.
+`--record` keeps the times for `bench.policies`. `--processor-time` counts the process's time on its core
+instead of the wall's, which other load disturbs less; it means something only with `--threads 1`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,13 +104,21 @@ def main() -> None:
     print(describe_machine())
     print(f"{engine.info.model} {engine.info.dtype} exact={engine.info.is_exact} threads={arguments.threads}")
     recorded = []
+    clock = process_time if arguments.processor_time else perf_counter
     for shape in arguments.steps:
-        measured = _measured(engine, plain, shape, arguments.repeats)
+        measured = _measured(engine, plain, shape, arguments.repeats, clock)
         print(measured.line(shape), flush=True)
         recorded.append(measured.record(shape))
     engine.shutdown()
     if arguments.record:
-        content = {"machine": describe_machine(), "shape": arguments.shape, "steps": recorded}
+        content = {
+            "machine": describe_machine(),
+            "model": engine.info.model if arguments.target else f"random weights, {arguments.shape} shape",
+            "dtype": engine.info.dtype,
+            "clock": clock.__name__,
+            "command": shlex.join(["python", "-m", "bench.engine_step", *sys.argv[1:]]),
+            "steps": recorded,
+        }
         arguments.record.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -125,10 +137,14 @@ class Measured(NamedTuple):
         return f"{name:>14}  {step_ms:8.2f} ms   {other} {other_ms:8.2f} ms   ratio {ratio:.2f}"
 
     def record(self, shape: StepShape) -> dict[str, float]:
-        """What `--record` keeps."""
+        """What `--record` keeps: medians, and quartiles of the steps."""
         step_ms, other_ms = self._medians_ms()
         other = "equal_ms" if shape.is_spread else "plain_ms"
-        return shape._asdict() | {"step_ms": round(step_ms, 2), other: round(other_ms, 2)}
+        low_ms, high_ms = (
+            float(np.quantile([pair[0] for pair in self.pairs], q)) * 1e3 for q in (0.25, 0.75)
+        )
+        times = {"step_ms": step_ms, "low_ms": low_ms, "high_ms": high_ms, other: other_ms}
+        return shape._asdict() | {name: round(time_ms, 2) for name, time_ms in times.items()}
 
     def _medians_ms(self) -> tuple[float, float]:
         steps, others = zip(*self.pairs, strict=True)
@@ -143,6 +159,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--processor-time", action="store_true", help="with --threads 1, for busy machines")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the times as JSON")
     parser.add_argument(
         "--steps",
@@ -154,7 +171,10 @@ def _arguments() -> argparse.Namespace:
             for text in ("1x1@100", "1x5@100", "8x5@100", "8x1@512", "8x8@512", "32x1@512", "32x8@512")
         ],
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.processor_time and arguments.threads != 1:
+        parser.error("--processor-time adds up the time of all threads: give --threads 1")
+    return arguments
 
 
 def random_target(folder: Path, shape: str) -> Path:
@@ -170,8 +190,15 @@ def random_target(folder: Path, shape: str) -> Path:
 class Rows:
     """Sessions at given cached lengths, and steps of as many tokens each that are rolled back."""
 
-    def __init__(self, engine: TransformersEngine, lengths: list[int], n_tokens: int) -> None:
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        lengths: list[int],
+        n_tokens: int,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
         self._engine = engine
+        self._clock = clock
         self._random = np.random.default_rng(0)
         self._n_tokens = n_tokens
         self._sessions = [(engine.open(), length) for length in lengths]
@@ -184,7 +211,9 @@ class Rows:
         """Seconds of one step."""
         n = self._n_tokens
         rows = [Row(session, length, self._tokens(n), n) for session, length in self._sessions]
-        seconds = self._engine.submit(rows).result().step_s
+        started_s = self._clock()
+        self._engine.submit(rows).result()
+        seconds = self._clock() - started_s
         for session, length in self._sessions:
             self._engine.truncate(session, length)
         return seconds
@@ -203,29 +232,35 @@ def _measured(
     plain: Any,  # noqa: ANN401 - transformers is untyped
     shape: StepShape,
     repeats: int,
+    clock: Callable[[], float],
 ) -> Measured:
     """Steps of a shape in turn with plain passes, or with steps of equal lengths where it is spread."""
     lengths = shape.lengths()
-    rows = Rows(engine, lengths, shape.tokens)
+    rows = Rows(engine, lengths, shape.tokens, clock)
     mean = round(sum(lengths) / len(lengths))
-    equal = Rows(engine, [mean] * len(lengths), shape.tokens) if shape.is_spread else None
+    equal = Rows(engine, [mean] * len(lengths), shape.tokens, clock) if shape.is_spread else None
     pairs = []
     for _ in range(repeats + N_WARM):
         step_s = rows.step_s()
-        pairs.append((step_s, equal.step_s() if equal else _plain_s(plain, shape.sessions * shape.tokens)))
+        n_tokens = shape.sessions * shape.tokens
+        pairs.append((step_s, equal.step_s() if equal else _plain_s(plain, n_tokens, clock)))
     for each in (rows, equal):
         if each:
             each.close()
     return Measured(pairs[N_WARM:])
 
 
-def _plain_s(model: Any, n_tokens: int) -> float:  # noqa: ANN401 - transformers is untyped
+def _plain_s(
+    model: Any,  # noqa: ANN401 - transformers is untyped
+    n_tokens: int,
+    clock: Callable[[], float],
+) -> float:
     """Seconds of the model's own pass over `n_tokens` without cache, logits of all."""
     ids = torch.randint(0, model.config.vocab_size, (1, n_tokens), device=model.device)
-    started_s = perf_counter()
+    started_s = clock()
     with torch.inference_mode():
         model(input_ids=ids, use_cache=False).logits.float().cpu()
-    return perf_counter() - started_s
+    return clock() - started_s
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A load of n is as many openings as keep n sessions busy when each gets its answe
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bench.virtual_clock import DeviceHabits
@@ -78,18 +78,21 @@ class Visitor:
     seed: int
 
 
-def visitors(load: Load) -> Iterator[Visitor]:
-    """The sessions of a load in the order of their opening."""
+Answers = Callable[[random.Random, int, int], tuple[tuple[int, ...], tuple[int, ...]]]
+"""A prompt of so many tokens, and the target's answer of at most so many."""
+
+
+def visitors(load: Load, answers: Answers | None = None) -> Iterator[Visitor]:
+    """The sessions of a load in the order of their opening; those of a table as target, unless given."""
     mix, chance = MIXES[load.mix], random.Random(load.seed)
     mean_rate = len(mix.rates) / sum(1.0 / rate for rate in mix.rates) * load.rate_tokens_s
     busy_s = FIRST_TOKEN_S + MEAN_ANSWER_TOKENS / mean_rate
-    target = TableEngine(vocab_size=VOCAB_SIZE, max_context=MAX_CONTEXT)
+    answers = answers or _table_answers()
     at_s = 0.0
     while (at_s := at_s + chance.expovariate(load.n_busy / busy_s)) <= load.seconds:
         is_long = chance.random() < mix.long_prompts
         n_prompt = chance.randint(600, 1500) if is_long else chance.randint(20, 200)
-        prompt = tuple(chance.randrange(VOCAB_SIZE) for _ in range(n_prompt))
-        truth = _answer(target, prompt, chance.randint(40, 2 * MEAN_ANSWER_TOKENS - 40))
+        prompt, truth = answers(chance, n_prompt, chance.randint(40, 2 * MEAN_ANSWER_TOKENS - 40))
         rate = load.rate_tokens_s * chance.choice(mix.rates)
         yield Visitor(at_s, prompt, truth, rate, _habits(mix, chance), chance.getrandbits(32))
 
@@ -103,6 +106,18 @@ def _habits(mix: Mix, chance: random.Random) -> DeviceHabits:
         jitter_s=mix.jitter_s,
         stall=mix.stall,
     )
+
+
+def _table_answers() -> Answers:
+    target = TableEngine(vocab_size=VOCAB_SIZE, max_context=MAX_CONTEXT)
+
+    def answer(
+        chance: random.Random, n_prompt: int, n_answer: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        prompt = tuple(chance.randrange(VOCAB_SIZE) for _ in range(n_prompt))
+        return prompt, _answer(target, prompt, n_answer)
+
+    return answer
 
 
 def _answer(target: TableEngine, prompt: tuple[int, ...], n_tokens: int) -> tuple[int, ...]:

@@ -37,8 +37,9 @@ class StepTimes:
         # Relative errors count, or the longest steps would decide alone.
         plane = np.linalg.lstsq(matrix / times_s[:, None], np.ones(len(steps)), rcond=None)[0]
         plane = np.maximum(plane, 0.0)
+        fixed_s, session_s, token_s = map(float, plane)
         spread = tuple(float(ratio) for ratio in np.clip(times_s / (matrix @ plane), 0.8, 1.25))
-        return cls(file.stem, *(float(value) for value in plane), spread)
+        return cls(file.stem, fixed_s, session_s, token_s, spread)
 
     def timer(self, seed: int, *, is_padded: bool) -> Callable[[Sequence[Row]], float]:
         """Step times of rows; `is_padded` counts every window as long as the longest."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol
 
 from edge_verifier.conductor import Conductor, Flight
 from edge_verifier.engine import Engine, EngineInfo, Row, StepResult
@@ -122,6 +123,39 @@ class DeviceHabits:
         return delay_s
 
 
+class Clock(Protocol):
+    """Time, and what is to happen later."""
+
+    @property
+    def now_s(self) -> float:
+        """The present time."""
+        ...
+
+    def after(self, delay_s: float, do: Callable[[], None]) -> None:
+        """Do it then."""
+        ...
+
+
+class Place(Protocol):
+    """Where devices live and send to.
+
+    Attributes:
+        target: the verifier's target fingerprint.
+    """
+
+    target: str
+    vocab_size: int
+
+    @property
+    def timeline(self) -> Clock:
+        """The place's clock."""
+        ...
+
+    def deliver(self, device: VirtualDevice, window: Window) -> None:
+        """Take a window that has crossed the device's link."""
+        ...
+
+
 @dataclass
 class VirtualDevice:
     """One session from its opening to its end; knows the target's text and drafts it with errors.
@@ -132,7 +166,7 @@ class VirtualDevice:
         committed_s: when each token of the answer was committed.
     """
 
-    site: VirtualSite
+    site: Place
     name: str
     prompt: tuple[int, ...]
     truth: tuple[int, ...]
@@ -151,7 +185,7 @@ class VirtualDevice:
     _chain: Chain = field(init=False)
 
     def __post_init__(self) -> None:
-        self._chain = Chain(self.settings, self.site.engine.info.target, self.prompt)
+        self._chain = Chain(self.settings, self.site.target, self.prompt)
 
     @property
     def uid(self) -> str:
@@ -159,7 +193,7 @@ class VirtualDevice:
 
     def open(self) -> None:
         """Send the opening, or open again with all that is committed."""
-        target = self.site.engine.info.target
+        target = self.site.target
         opening = Opening(
             settings=self.settings, target=target, sampler_version=SAMPLER_VERSION, keep_checkpoint=False
         )
@@ -219,6 +253,7 @@ class VirtualSite:
 
     def __init__(self, engine: Engine, planner: Planner, step_time: StepTime, rules: TableRules) -> None:
         self.timeline = Timeline()
+        self.target = engine.info.target
         self.engine = VirtualEngine(engine, self.timeline, step_time)
         self.devices: dict[str, VirtualDevice] = {}
         self.vocab_size = engine.info.vocab_size

@@ -1,0 +1,187 @@
+"""Which rows make a step: what is late gives way, nothing starves, no device takes the places of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_verifier.arrivals import Arrivals
+from edge_verifier.policies import POLICIES, Deadline, Greedy, Pace, Policy, PolicyName
+from edge_verifier.step_cost import StepCost
+from edge_verifier.step_rows import PlannedRow, PlannerLimits, StepRows
+from edge_verifier.work import Work
+
+FIXED_S, PER_TOKEN_S = 0.075, 0.001
+NOW_S = 100.0
+
+
+def work(
+    sid: int,
+    *,
+    n_final: int = 5,
+    n_prefill: int = 0,
+    n_cached: int = 0,
+    slack_s: float = 0.5,
+    waited_s: float = 0.0,
+    device: str | None = None,
+) -> Work:
+    arrived_s = NOW_S - waited_s
+    return Work(sid, device or f"d{sid}", n_prefill, n_final, n_cached, arrived_s, NOW_S + slack_s)
+
+
+def step_rows(
+    policy: Policy | None = None, *, text_s: float | None = 0.4, limits: PlannerLimits | None = None
+) -> StepRows:
+    """Rows of an engine whose step times are known, with readers who get `text_s` from a verdict."""
+    cost, arrivals = StepCost(), Arrivals()
+    for n_tokens in [5, 50, 100, 200] * 60:
+        cost.observe(n_tokens, FIXED_S + PER_TOKEN_S * n_tokens)
+    if text_s is not None:
+        arrivals.answered(-1, 0.0, dry_s=0.0, text_s=text_s)
+        arrivals.paused(-1)
+    return StepRows(policy or Deadline(), limits or PlannerLimits(), cost, arrivals)
+
+
+def chosen(rows: StepRows, tasks: Sequence[Work], now_s: float = NOW_S) -> dict[int, int]:
+    found = rows.choose(tasks, now_s)
+    assert len({row.sid for row in found}) == len(found)
+    return {row.sid: row.n_tokens for row in found}
+
+
+def test_a_late_window_goes_along_where_the_others_have_time() -> None:
+    in_time = [work(sid, slack_s=1.0) for sid in range(8)]
+    assert set(chosen(step_rows(), [*in_time, work(99, slack_s=-3.0)])) == {*range(8), 99}
+
+
+def test_a_late_window_waits_where_it_would_make_others_late() -> None:
+    """Thirty windows take 225 ms already, more than half the text of a verdict."""
+    in_time = [work(sid, slack_s=0.25) for sid in range(30)]
+    late = [work(99, slack_s=-3.0)]
+    assert set(chosen(step_rows(), [*in_time, *late])) == set(range(30))
+    assert 99 in chosen(step_rows(Greedy()), [*in_time, *late])
+
+
+def test_of_late_windows_the_least_late_goes_first() -> None:
+    in_time = [work(sid, slack_s=0.2) for sid in range(22)]  # leave room for 15 tokens or less
+    late = [work(100 + i, slack_s=-i - 1.0) for i in range(8)]
+    taken = [sid for sid in chosen(step_rows(), [*in_time, *late]) if sid >= 100]
+    assert 1 <= len(taken) < 8
+    assert taken == [100 + i for i in range(len(taken))]
+
+
+def test_the_window_that_waits_longest_goes_in_any_case_once_it_is_overdue() -> None:
+    in_time = [work(sid, slack_s=0.25) for sid in range(30)]
+    late = [work(98, slack_s=-3.0, waited_s=1.5), work(99, slack_s=-3.0, waited_s=1.2)]
+    assert set(chosen(step_rows(), [*in_time, *late])) == {*range(30), 98}
+
+
+@pytest.mark.parametrize("name", ["deadline", "greedy", "static"])
+def test_an_overdue_prompt_gets_on_whatever_comes(name: PolicyName) -> None:
+    windows = [work(sid, slack_s=0.25) for sid in range(30)]
+    fresh = [work(50 + i, n_prefill=200, slack_s=1.9) for i in range(4)]
+    rows = chosen(step_rows(POLICIES[name]()), [*windows, *fresh, work(99, n_prefill=1500, waited_s=5.0)])
+    assert rows[99] >= PlannerLimits().min_chunk
+
+
+def test_further_sessions_of_a_device_give_way_while_the_first_of_another_is_late() -> None:
+    many = [work(sid, device="many", slack_s=0.4) for sid in range(40)]
+    rows = chosen(step_rows(), [*many, work(99, device="one", slack_s=-0.5)])
+    assert 99 in rows
+    assert len(rows) < 41
+
+
+def test_a_short_prompt_goes_whole_and_a_long_one_in_chunks_beside_windows() -> None:
+    windows = [work(sid, slack_s=1.5) for sid in range(16)]
+    windows_s = FIXED_S + PER_TOKEN_S * 80
+    assert chosen(step_rows(), [*windows, work(99, n_prefill=120, n_final=1, slack_s=2.0)])[99] == 121
+    n_chunk = chosen(step_rows(), [*windows, work(99, n_prefill=1500, slack_s=2.0)])[99]
+    assert n_chunk * PER_TOKEN_S == pytest.approx(PlannerLimits().prefill_share * windows_s, rel=0.1)
+    n_chunk = chosen(step_rows(), [*windows, work(99, n_prefill=100, n_cached=1400, slack_s=2.0)])[99]
+    assert n_chunk * PER_TOKEN_S <= 1.1 * PlannerLimits().prefill_share * windows_s, "the end of a long one"
+
+
+def test_short_prompts_do_not_wait_for_a_long_one() -> None:
+    windows = [work(sid, slack_s=1.5) for sid in range(16)]
+    prompts = [work(50, n_prefill=1500, waited_s=0.5), work(51, n_prefill=60, n_final=1, slack_s=2.0)]
+    rows = chosen(step_rows(), [*windows, *prompts])
+    assert rows[51] == 61
+
+
+def test_a_prompt_whose_first_token_cannot_be_in_time_waits_for_those_that_can() -> None:
+    """Three prompts queue and 100 tokens a second get through: the third would be late."""
+    rows = step_rows()
+    rows.choose([work(1), work(50, n_prefill=1500)], NOW_S)
+    rows.step_done(rows._n_prompt_tokens / 100.0)
+    windows = [work(sid, slack_s=0.3) for sid in range(24)]
+    prompts = [
+        work(50 + i, n_prefill=90, n_final=1, slack_s=slack_s) for i, slack_s in enumerate((1, 2, 2.1))
+    ]
+    _, late = rows._in_order([*windows, *prompts], NOW_S)
+    assert late == {52}
+
+
+def test_a_step_lasts_half_of_a_verdicts_text_or_half_of_what_all_have_in_hand() -> None:
+    policy = Deadline()
+    tight = Pace(NOW_S, 0.4, waiting_due_s=(NOW_S + 0.1, NOW_S + 2.0), drafting_dry_s=())
+    assert policy.longest_step_s(tight) == pytest.approx(0.2)
+    ample = Pace(NOW_S, 0.4, waiting_due_s=(NOW_S + 1.0,), drafting_dry_s=(NOW_S + 1.6,))
+    assert policy.longest_step_s(ample) == pytest.approx(0.5)
+    soon_back = Pace(NOW_S, 0.4, waiting_due_s=(NOW_S + 1.0,), drafting_dry_s=(NOW_S + 0.8,))
+    assert policy.longest_step_s(soon_back) == pytest.approx(0.3)
+    assert policy.longest_step_s(Pace(NOW_S, None, (NOW_S + 1.0,), ())) is None
+    assert policy.longest_step_s(Pace(NOW_S, 0.4, (), ())) is None
+
+
+tasks = st.lists(
+    st.builds(
+        lambda n_final, n_prefill, slack_s, waited_s, device: (n_final, n_prefill, slack_s, waited_s, device),
+        st.integers(1, 33),
+        st.one_of(st.just(0), st.integers(49, 2000)),
+        st.floats(-5.0, 2.0),
+        st.floats(0.0, 3.0),
+        st.integers(0, 6),
+    ),
+    min_size=1,
+    max_size=50,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(tasks, st.sampled_from(["deadline", "greedy", "static"]), st.sampled_from([None, 0.1, 0.4]))
+def test_rows_are_whole_within_the_budget_and_never_at_the_cost_of_what_is_in_time(
+    drawn: list[tuple[int, int, float, float, int]], name: PolicyName, text_s: float | None
+) -> None:
+    waiting = {
+        sid: work(sid, n_final=n, n_prefill=p, slack_s=slack_s, waited_s=waited_s, device=f"d{device}")
+        for sid, (n, p, slack_s, waited_s, device) in enumerate(drawn)
+    }
+    rows = step_rows(POLICIES[name](), text_s=text_s)
+    found = rows.choose([*waiting.values()], NOW_S)
+    limits = PlannerLimits()
+    assert found
+    assert len({row.sid for row in found}) == len(found)
+    for row in found:
+        task = waiting[row.sid]
+        whole = task.n_prefill + task.n_final
+        assert row.n_tokens == whole or 0 < row.n_tokens <= task.n_prefill, "a part of a window is cut off"
+    assert sum(row.n_tokens for row in found) <= rows.budget_tokens + 33
+    _check_in_time(rows, waiting, found, limits)
+
+
+def _check_in_time(
+    rows: StepRows, waiting: dict[int, Work], found: Sequence[PlannedRow], limits: PlannerLimits
+) -> None:
+    """A window that gives way goes only with all those that do not, but for the oldest overdue one."""
+    _, yielding = rows._in_order([*waiting.values()], NOW_S)
+    windows = {sid for sid, task in waiting.items() if task.n_prefill == 0}
+    taken = {row.sid for row in found}
+    overdue = {sid for sid in windows if NOW_S - waiting[sid].arrived_s >= limits.patience_s}
+    oldest = min(overdue, key=lambda sid: (waiting[sid].arrived_s, sid), default=-1)
+    if overdue:
+        assert any(waiting[sid].arrived_s == waiting[oldest].arrived_s for sid in taken)
+    if (taken & windows & yielding) - overdue:
+        n_kept = sum(waiting[sid].n_final for sid in windows - yielding)
+        assert windows - yielding <= taken or n_kept > rows.budget_tokens - limits.min_chunk - 33
