@@ -42,7 +42,7 @@ from provisioning.fleet_directory import FleetDirectory
 POLICIES = ("deadline", "greedy", "static")
 FLEET = "bench"
 N_LINKS = 16
-N_PROMPTS = 12
+N_PROMPTS = 8
 READY_S = 180.0
 TAIL_S = 15.0
 VOCAB_SIZE = 4096

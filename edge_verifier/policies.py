@@ -16,7 +16,7 @@ from edge_verifier.work import Work
 PolicyName = Literal["deadline", "greedy", "static"]
 
 _SAVING = 0.6
-"""What a saved fixed part counts beside idle time; from `bench.policies`: at 1 some mixed loads lose."""
+"""What a saved fixed part counts beside idle time; chosen on seeds that `bench.policies` does not evaluate."""
 
 
 @dataclass(frozen=True, slots=True)

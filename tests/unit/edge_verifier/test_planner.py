@@ -137,6 +137,25 @@ def test_no_window_is_held_beyond_the_deadline_window(
     assert start_s == 10.0 or start_s <= 10.0 - min(age_s, idle_s) + min(0.25, fixed_s)
 
 
+@given(
+    st.lists(st.floats(0.0001, 2.0), max_size=12).map(sorted),
+    st.integers(1, 20),
+    st.floats(0.001, 3.0),
+)
+def test_an_idle_engine_is_held_only_for_windows_whose_company_pays_for_the_wait(
+    expected_s: list[float], n_waiting: int, fixed_s: float
+) -> None:
+    expected = tuple(10.0 + each_s for each_s in expected_s)
+    outlook = Outlook(10.0, 10.0, 10.0, n_waiting, expected, 2 * fixed_s, fixed_s)
+    start_s = Deadline().start_s(outlook)
+    n_more = sum(each_s <= start_s for each_s in expected)
+    if start_s > 10.0:
+        assert (fixed_s + start_s - 10.0) / (n_waiting + n_more) < fixed_s / n_waiting
+    else:
+        assert start_s == 10.0
+    assert Deadline().start_s(replace(outlook, expected_s=())) == 10.0
+
+
 def test_two_groups_that_take_turns_become_one() -> None:
     """Windows that waited for the step of the others go with those others' next ones."""
     outlook = Outlook(

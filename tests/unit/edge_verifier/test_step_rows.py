@@ -185,3 +185,48 @@ def _check_in_time(
     if (taken & windows & yielding) - overdue:
         n_kept = sum(waiting[sid].n_final for sid in windows - yielding)
         assert windows - yielding <= taken or n_kept > rows.budget_tokens - limits.min_chunk - 33
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 33), st.floats(-2.0, 2.0)), min_size=1, max_size=60),
+    st.sampled_from(["deadline", "greedy", "static"]),
+)
+def test_no_device_gets_a_second_window_while_another_gets_none(
+    drawn: list[tuple[int, int, float]], name: PolicyName
+) -> None:
+    waiting = {
+        sid: work(sid, device=f"d{device}", n_final=n, slack_s=slack_s)
+        for sid, (device, n, slack_s) in enumerate(drawn)
+    }
+    rows = step_rows(POLICIES[name](), limits=PlannerLimits(min_tokens=100, max_tokens=100))
+    taken = [waiting[row.sid].device for row in rows.choose([*waiting.values()], NOW_S)]
+    left_out = {task.device for task in waiting.values()} - {*taken}
+    assert not left_out or len(taken) == len({*taken})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.lists(
+        st.tuples(st.integers(49, 2000), st.floats(-5.0, 2.0), st.floats(0.0, 5.0)), min_size=1, max_size=8
+    ),
+    st.sampled_from(["deadline", "greedy", "static"]),
+)
+def test_prompts_however_long_and_many_stretch_a_step_by_a_bounded_part(
+    n_windows: int, prompts: list[tuple[int, float, float]], name: PolicyName
+) -> None:
+    limits = PlannerLimits()
+    windows = [work(sid, slack_s=1.0) for sid in range(n_windows)]
+    others = [
+        work(100 + i, n_prefill=n, slack_s=slack_s, waited_s=waited_s)
+        for i, (n, slack_s, waited_s) in enumerate(prompts)
+    ]
+    rows = chosen(step_rows(POLICIES[name]()), [*windows, *others])
+    assert {*range(n_windows)} <= rows.keys()
+    n_chunk = sum(n for sid, n in rows.items() if sid >= 100)
+    assert n_chunk >= min(limits.min_chunk, *(n for n, _, _ in prompts))
+    windows_s = FIXED_S + PER_TOKEN_S * 5 * n_windows
+    is_any_short = any(n <= limits.short_prompt for n, _, _ in prompts)
+    share = limits.short_share if is_any_short else limits.prefill_share
+    assert n_chunk * PER_TOKEN_S <= 1.1 * share * windows_s + limits.min_chunk * PER_TOKEN_S
