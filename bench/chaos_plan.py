@@ -1,7 +1,7 @@
 """What goes wrong in a chaos run, and when: the same seed and size give the same plan. Pure.
 
-In the second half of a long run one device and one verifier are left alive, so that their memory can be told;
-their links go on to break.
+After the first third of a long run one device and one verifier are left alive, so that their memory over the
+second half can be told; their links go on to break.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FaultKind = Literal[
 VERIFIERS = ("v1", "v2")
 BROKER = "broker"
 LEAST_LONG_S = 600.0
-"""From this duration on, memory is judged and two processes are spared in the second half."""
+"""From this duration on, memory is judged, and two processes are spared from the first third on."""
 PROFILES = ("5g-rural", "lte", "wifi", "5g-urban", "satellite")
 """Links of the devices, in turn."""
 
@@ -91,14 +91,14 @@ def make_plan(seed: int, size: ChaosSize) -> list[Fault]:
         if at_s >= size.duration_s:
             return plan
         is_spared = fault.kind in ("kill", "stop") and fault.victim in spared
-        if is_spared and at_s + fault.for_s > size.duration_s / 2:
+        if is_spared and at_s + fault.for_s > size.duration_s / 3:
             continue
         if at_s + fault.for_s <= size.duration_s:
             plan.append(fault)
 
 
 def spared_by(seed: int, size: ChaosSize) -> frozenset[str]:
-    """The device and the verifier that live through the second half of a long run."""
+    """The device and the verifier that live on after the first third of a long run."""
     chance = random.Random(f"spared {seed}")
     return frozenset((chance.choice(size.devices), chance.choice(VERIFIERS)) if size.is_long else ())
 

@@ -80,8 +80,8 @@ class ChatSession:
 
     @property
     def text(self) -> str:
-        """The conversation so far, control tokens left out; what a resumed chat shows first."""
-        return self._agent.tokenizer.decode(self.tokens)
+        """The conversation so far, turn by turn; what a resumed chat shows first."""
+        return self._agent.tokenizer.transcript(self.tokens)
 
     @property
     def is_interrupted(self) -> bool:

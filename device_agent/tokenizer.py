@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from typing import Literal, NoReturn
 
 import jinja2
@@ -112,6 +113,18 @@ class ChatTokenizer:
         """The text of `tokens`, control tokens left out, broken characters replaced by U+FFFD."""
         stream = self.stream()
         return stream.feed(tokens) + stream.finish()
+
+    def transcript(self, tokens: Sequence[int]) -> str:
+        """The text of a conversation; what control tokens set apart stands in paragraphs of its own.
+
+        It ends where more text of its last part would go on: in a new paragraph after a control token.
+        """
+        control = frozenset(self.vocabulary.control_tokens.values())
+        runs = [
+            self.decode(run) for is_control, run in groupby(tokens, control.__contains__) if not is_control
+        ]
+        text = "\n\n".join(part.strip("\n") for part in runs if part.strip())
+        return f"{text}\n\n" if tokens and tokens[-1] in control else text
 
     def stream(self) -> TextStream:
         """A fresh decoder for one answer."""

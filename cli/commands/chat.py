@@ -64,10 +64,12 @@ def talk(session: ChatSession, prompt: str | None, *, as_json: bool) -> None:
     from cli.chat.printer import Printer
 
     printer = Printer()
-    if session.tokens:
-        output.line(session.text)
+    if session.tokens and not as_json:
+        output.text(session.text if session.is_interrupted else session.text.rstrip("\n") + "\n\n")
     if session.is_interrupted:
-        collect(session.continue_answer(), printer.show)
+        finished = collect(session.continue_answer(), None if as_json else printer.show)
+        if as_json:
+            output.as_json(finished.to_json())
     if prompt is not None:
         show = None if as_json else printer.show
         answer = collect(session.send(prompt), show)

@@ -38,13 +38,13 @@ def test_all_is_over_when_the_run_is() -> None:
     assert max(fault.for_s for fault in plan) <= SIZE.longest_s
 
 
-def test_a_device_and_a_verifier_live_through_the_second_half_but_not_the_first() -> None:
+def test_a_device_and_a_verifier_live_on_after_the_first_third_but_not_before() -> None:
     spared = spared_by(3, SIZE)
     assert len(spared & {*SIZE.devices}) == len(spared & {*VERIFIERS}) == 1
     killed = [fault for fault in make_plan(3, SIZE) if fault.kind in ("kill", "stop")]
-    half_s = SIZE.duration_s / 2
-    assert spared <= {fault.victim for fault in killed if fault.at_s < half_s}
-    late = {fault.victim for fault in killed if fault.at_s + fault.for_s > half_s}
+    third_s = SIZE.duration_s / 3
+    assert spared <= {fault.victim for fault in killed if fault.at_s < third_s}
+    late = {fault.victim for fault in killed if fault.at_s + fault.for_s > third_s}
     assert late == {*SIZE.devices, *VERIFIERS} - spared
 
 

@@ -183,3 +183,17 @@ class TestText:
 
 def test_stop_ids_are_those_of_the_file(tokenizer: ChatTokenizer) -> None:
     assert tokenizer.stop_ids == {BOS, END}
+
+
+class TestTranscript:
+    """Control tokens are 256 and 257."""
+
+    def test_what_control_tokens_set_apart_are_paragraphs(self) -> None:
+        tokens = [256, *b"be kind\n", 257, *b"hello", 257, 256, *b"good\nevening", 257]
+        assert ChatTokenizer(ByteVocabulary()).transcript(tokens) == "be kind\n\nhello\n\ngood\nevening\n\n"
+
+    def test_an_answer_that_was_cut_off_ends_where_it_goes_on(self) -> None:
+        tokenizer = ChatTokenizer(ByteVocabulary())
+        assert tokenizer.transcript([256, *b"hello", 257, *b"good eve"]) == "hello\n\ngood eve"
+        assert tokenizer.transcript([256, *b"hello", 257]) == "hello\n\n"
+        assert tokenizer.transcript([]) == ""

@@ -1,0 +1,51 @@
+"""What a resumed chat prints: the text so far, the rest of an answer that was cut off, the next one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+
+from cli.commands.chat import talk
+from device_agent.chat import ChatSession
+from device_agent.chat_events import ChatEvent
+from tests.unit.cli.test_chat_loop import ANSWER
+
+
+class Resumed:
+    """A conversation that has a text; `ANSWER` is what it says next."""
+
+    seed = 42
+    tokens = (1, 2)
+
+    def __init__(self, text: str, *, is_interrupted: bool) -> None:
+        self.text = text
+        self.is_interrupted = is_interrupted
+
+    def continue_answer(self) -> Iterator[ChatEvent]:
+        return iter(ANSWER)
+
+    def send(self, _message: str) -> Iterator[ChatEvent]:
+        return iter(ANSWER)
+
+
+def printed(resumed: Resumed, capsys: pytest.CaptureFixture[str], *, as_json: bool = False) -> str:
+    talk(cast("ChatSession", resumed), "and now?", as_json=as_json)
+    return capsys.readouterr().out
+
+
+def test_an_answer_that_was_cut_off_goes_on_where_it_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(Resumed("hello\n\ntonight ", is_interrupted=True), capsys)
+    assert out == "hello\n\ntonight the lamp is on\nthe lamp is on\n"
+
+
+def test_the_next_answer_is_a_paragraph_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(Resumed("hello\n\ngood evening\n\n", is_interrupted=False), capsys)
+    assert out == "hello\n\ngood evening\n\nthe lamp is on\n"
+
+
+def test_json_has_nothing_but_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(Resumed("hello", is_interrupted=True), capsys, as_json=True).splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["the lamp is on", "the lamp is on"]
