@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from device_agent.chat import ChatOptions
-from device_agent.delivery import delivery, pull
+from device_agent.delivery import desk, pull
 from device_agent.delivery.pace import YIELDING_BYTES_PER_S
 from device_agent.delivery.pull import WINDOW_BLOCKS
 from device_agent.delivery.slots import read_slots
@@ -146,7 +146,7 @@ def test_nobody_gets_what_was_offered_to_another(
 def test_a_model_waits_while_somebody_waits_for_an_answer(
     depot: LiveFleet, model_server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "try_out", lambda *_: None)
+    monkeypatch.setattr(desk, "try_out", lambda *_: None)
     staged = ModelStore(depot.directory).stage(padded_model(tmp_path / "b.gguf", 4 * MIB, b"b"), "background")
     fitting = staged.manifest.model_copy(update={"vocabulary": TableVocabulary.fingerprint})
     engine = PacedEngine(

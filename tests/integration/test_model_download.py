@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from device_agent.delivery import delivery, stream
+from device_agent.delivery import desk, stream
 from provisioning.model_store import ModelPlace, ModelStore
 from tests.integration.delivering_device import (
     DeliveringDevice,
@@ -29,7 +29,7 @@ SIZE = 3 * MIB
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short delays, and no health check, which has tests of its own."""
-    monkeypatch.setattr(delivery, "try_out", lambda *_: None)
+    monkeypatch.setattr(desk, "try_out", lambda *_: None)
     monkeypatch.setattr(stream, "FIRST_DELAY_S", 0.02)
     monkeypatch.setattr(stream, "LONGEST_DELAY_S", 0.1)
 

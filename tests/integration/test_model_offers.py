@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from device_agent.delivery import delivery
+from device_agent.delivery import desk
 from device_agent.delivery.pull import WINDOW_BLOCKS
 from fleet.model_server import ModelServer
 from protocol.codec import encode
@@ -115,8 +115,8 @@ class TestDisk:
 
     @pytest.fixture(autouse=True)
     def hurry(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(delivery, "ROOM_RETRY_S", 0.2)
-        monkeypatch.setattr(delivery, "try_out", lambda *_: None)
+        monkeypatch.setattr(desk, "ROOM_RETRY_S", 0.2)
+        monkeypatch.setattr(desk, "try_out", lambda *_: None)
 
     def test_too_little_room_is_said_and_the_download_goes_on_when_there_is_more(
         self, depot: LiveFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
