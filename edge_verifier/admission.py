@@ -80,12 +80,14 @@ class Admission:
 
     Attributes:
         fleet, verifier: topics of any other are dropped; the broker should never send one.
+        shedding: devices of which nothing more is to be taken for now; another set when that changes.
     """
 
     fleet: str
     verifier: str
     limits: AdmissionLimits = field(default_factory=AdmissionLimits)
     quotas: Quotas = field(default_factory=Quotas)
+    shedding: frozenset[str] = frozenset()
     _devices: OrderedDict[str, _Buckets] = field(default_factory=OrderedDict)
 
     def admit(self, topic: str, payload: bytes, now_s: float, *, is_retained: bool) -> Admitted | Refused:
@@ -95,10 +97,15 @@ class Admission:
             return Refused("", 0, "foreign_topic", None)
         device, slot = names["d"], _slot(names["n"])
         if slot is None or is_retained:
-            flood = self._buckets(device, now_s).flood.refused(len(payload), now_s, is_malformed=True)
-            reason = "bad_slot" if slot is None else "retained_window"
-            return Refused(device, slot or 0, reason, None, flood)
+            self._metered(device, len(payload), now_s, is_malformed=True)
+            return Refused(device, slot or 0, "bad_slot" if slot is None else "retained_window", None)
         return self._admit(device, slot, payload, now_s)
+
+    def shed(self, topic: str, count: int, n_bytes: int, now_s: float) -> Refused:
+        """Payloads of a device of `shedding` were not taken, before anybody looked at them."""
+        names = topics.WINDOW.parse(topic) or {"d": "", "n": ""}
+        device = names["d"]
+        return self._refused(device, _slot(names["n"]) or 0, _TOO_FAST, n_bytes, now_s, count=count)
 
     def _admit(self, device: str, slot: int, payload: bytes, now_s: float) -> Admitted | Refused:
         buckets = self._buckets(device, now_s)
@@ -109,9 +116,24 @@ class Admission:
                 return Admitted(device, slot, decode(Window, payload), now_s)
             except MessageError as error:
                 fault = Fault(_reason(error), str(error))
-        flood = buckets.flood.refused(len(payload), now_s, is_malformed=fault.reason in _MALFORMED)
-        reply = _reply(fault) if buckets.refusals.take(1.0, now_s) else None
-        return Refused(device, slot, fault.reason, reply, flood)
+        return self._refused(device, slot, fault, len(payload), now_s)
+
+    def _refused(
+        self, device: str, slot: int, fault: Fault, n_bytes: int, now_s: float, *, count: int = 1
+    ) -> Refused:
+        flood = self._metered(device, n_bytes, now_s, is_malformed=fault.reason in _MALFORMED, count=count)
+        is_told = self._buckets(device, now_s).refusals.take(1.0, now_s)
+        return Refused(device, slot, fault.reason, _reply(fault) if is_told else None, flood)
+
+    def _metered(
+        self, device: str, n_bytes: int, now_s: float, *, is_malformed: bool, count: int = 1
+    ) -> Flood | None:
+        """Count what is refused; the device is shed from when that is too much until it has calmed down."""
+        meter = self._buckets(device, now_s).flood
+        flood = meter.refused(n_bytes, now_s, is_malformed=is_malformed, count=count)
+        if meter.is_dry != (device in self.shedding):
+            self.shedding = self.shedding ^ {device}
+        return flood
 
     def _fault_of_quota(self, device: str, n_bytes: int, now_s: float) -> Fault | None:
         excess = self.quotas.take_bytes(device, n_bytes, now_s)
@@ -128,7 +150,7 @@ class Admission:
                 FloodMeter(limits.flood, now_s),
             )
             if len(self._devices) > _MAX_DEVICES:
-                self._devices.popitem(last=False)
+                self.shedding -= {self._devices.popitem(last=False)[0]}
         else:
             self._devices.move_to_end(device)
         return buckets

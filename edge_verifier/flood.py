@@ -55,18 +55,24 @@ class FloodMeter:
         self._dry_s: float | None = None
         self._told_s: float | None = None
 
-    def refused(self, n_bytes: int, now_s: float, *, is_malformed: bool) -> Flood | None:
-        """Count one refused payload; the flood that it is part of, when that is to be told (again)."""
-        cost = (MALFORMED_COST if is_malformed else 1.0) + n_bytes / BYTES_PER_COST
+    @property
+    def is_dry(self) -> bool:
+        """Whether more has come than is forgiven, and no pause since has been long enough."""
+        return self._dry_s is not None
+
+    def refused(self, n_bytes: int, now_s: float, *, is_malformed: bool, count: int = 1) -> Flood | None:
+        """Count refused payloads of `n_bytes`; the flood that they are part of, when to be told (again)."""
+        cost = count * (MALFORMED_COST if is_malformed else 1.0) + n_bytes / BYTES_PER_COST
         is_forgiven = self._bucket.take(cost, now_s)
         if self._bucket.level >= self._bucket.burst - cost:
             self._began_s, self._n_refused, self._n_bytes = now_s, 0, 0
-        self._n_refused += 1
+        self._n_refused += count
         self._n_bytes += n_bytes
         if is_forgiven:
             if self._bucket.level >= _RECOVERED * self._bucket.burst:
                 self._dry_s = self._told_s = None
             return None
+        self._bucket.level = 0.0
         if self._dry_s is None:
             self._dry_s = now_s
         return self._report(now_s) if now_s - self._dry_s >= self._limits.sustained_s else None

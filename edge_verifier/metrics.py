@@ -84,9 +84,9 @@ class Metrics:
         """Count a step that gave nothing."""
         self._failed_steps.inc()
 
-    def refused(self, reason: str, device: str) -> None:
-        """Count a refusal, answered or not."""
-        self._refusals.labels(reason, self._label(device)).inc()
+    def refused(self, reason: str, device: str, count: int = 1) -> None:
+        """Count refusals, answered or not."""
+        self._refusals.labels(reason, self._label(device)).inc(count)
 
     def flooded(self, device: str) -> None:
         """Count a complaint to the fleet."""

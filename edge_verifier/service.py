@@ -11,8 +11,9 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from edge_verifier.admission import Admission, Admitted, Refused
@@ -34,7 +35,7 @@ from edge_verifier.usage_file import UsageFile
 from protocol import topics
 from protocol.codec import decode, encode
 from protocol.errors import MessageError, ModelError
-from protocol.identifiers import backend_identity, check_name, new_incarnation
+from protocol.identifiers import SLOTS, backend_identity, check_name, new_incarnation
 from protocol.link import (
     Connected,
     Disconnected,
@@ -124,6 +125,8 @@ class VerifierService:
         self._quotas = Quotas(config.default_quota())
         self._usage_file = UsageFile(usage_file, self._quotas, clock) if usage_file else None
         self._admission = Admission(fleet, name, config.admission_limits(), self._quotas)
+        self._fleet = fleet
+        self._shedding = self._admission.shedding
         self._advert = Advert(engine.info, new_incarnation(), AdvertPace(config.advert_s))
         self._link = self._new_link(endpoint, fleet, name)
         self._publisher = Publisher(self._link, fleet, name)
@@ -243,8 +246,9 @@ class VerifierService:
             first_delay_s=_FIRST_DELAY_S,
             longest_delay_s=_LONGEST_DELAY_S,
         )
-        link = Link(endpoint, options, self._on_link_event, self._clock)
-        windows = Subscription(topics.WINDOW.filter(fleet, v=name), 1, retain_handling=2)
+        link = Link(endpoint, options, self._on_link_event, self._clock, self._on_shed)
+        # QoS 0: nothing outlives this connection anyway, and acknowledging a flood would hold up all we send.
+        windows = Subscription(topics.WINDOW.filter(fleet, v=name), 0, retain_handling=2)
         quotas = Subscription(topics.QUOTA.filter(fleet))
         link.subscribe([quotas, Subscription(self._desired_topic), windows])
         return link
@@ -263,6 +267,11 @@ class VerifierService:
                 self._mailbox.put_event(event)
             case Disconnected(reason):
                 _logger.warning("the link is down: %s", reason)
+
+    def _on_shed(self, shed: Mapping[str, tuple[int, int]]) -> None:
+        now_s = self._clock()
+        for topic, (count, n_bytes) in shed.items():
+            self._refused(self._admission.shed(topic, count, n_bytes, now_s), count)
 
     def _on_desired(self, payload: bytes) -> None:
         """A wish for another life is as good as none: whoever restarts a verifier wants it to serve."""
@@ -287,7 +296,14 @@ class VerifierService:
             if not self._mailbox.put_window(taken.device, taken):
                 self.metrics.refused("queue_full", taken.device)
             return
-        self.metrics.refused(taken.reason, taken.device)
+        self._refused(taken)
+
+    def _refused(self, taken: Refused, count: int = 1) -> None:
+        if self._admission.shedding is not self._shedding:
+            self._shedding = self._admission.shedding
+            windows = partial(topics.WINDOW.topic, self._fleet, v=self._name)
+            self._link.shed({windows(d=device, n=slot) for device in self._shedding for slot in SLOTS})
+        self.metrics.refused(taken.reason, taken.device, count)
         if taken.reply is not None:
             self._mailbox.put_event(taken, may_be_lost=True)
         if taken.flood is not None:

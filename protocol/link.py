@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Literal
 
 from protocol.backoff import Backoff
@@ -65,11 +66,17 @@ _PACKET_TOO_LARGE = 0x95
 _FIRST_FAILURE_CODE = 0x80
 
 
+OnShed = Callable[[Mapping[str, tuple[int, int]]], None]
+
+
 class Link:
     """One identity's connection to the broker.
 
     All methods may be called from any thread. `on_event` is called on the network thread, in the order in
     which things happen; it must only enqueue. An exception in it is logged and changes nothing else.
+
+    Args:
+        on_shed: called like `on_event` with what `shed` has kept away: publishes and their bytes, by topic.
 
     Raises:
         LinkError: the TLS files cannot be used; not retryable.
@@ -81,6 +88,7 @@ class Link:
         options: LinkOptions,
         on_event: Callable[[LinkEvent], None],
         clock: Callable[[], float] = time.monotonic,
+        on_shed: OnShed | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._options = options
@@ -106,6 +114,7 @@ class Link:
                 received=self._received,
                 acknowledged=self._acknowledged,
                 subscribed=self._subscriptions.answered,
+                shed=on_shed,
             ),
         )
         self._thread = threading.Thread(target=self._run, name=f"link-{options.identity}", daemon=True)
@@ -153,6 +162,13 @@ class Link:
         """Forget a subscription; also in the broker's session, now or at the next connect."""
         self._subscriptions.remove(topic_filter)
         self._client.wake()
+
+    def shed(self, topics: AbstractSet[str]) -> None:
+        """From now on, count what comes at QoS 0 on these topics, and on no others, and do not take it.
+
+        For links with `on_shed`, on TLS listeners; to be called from `on_event` and `on_shed`.
+        """
+        self._client.shed(topics)
 
     def publish(
         self,

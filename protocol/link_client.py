@@ -12,7 +12,8 @@ import logging
 import selectors
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +26,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from protocol import link_failure
 from protocol.errors import LinkError
-from protocol.link_tls import load_identity, mutual_tls
+from protocol.inlet import Inlet
+from protocol.link_tls import LinkSocket, load_identity, mutual_tls
 from protocol.link_types import Endpoint, LinkOptions, Subscription
 from protocol.outbox import Outgoing
 from protocol.packet_size import varint_size
@@ -74,6 +76,7 @@ class LinkCallbacks:
         received: a message came.
         acknowledged: a publish is done with.
         subscribed: packet id, and the reason code of each filter.
+        shed: publishes that were not taken, and their bytes, by topic; None takes all.
     """
 
     accepted: Callable[[Accepted], None]
@@ -81,6 +84,7 @@ class LinkCallbacks:
     received: Callable[[Incoming], None]
     acknowledged: Callable[[Acknowledged], None]
     subscribed: Callable[[int, Sequence[int]], None]
+    shed: Callable[[Mapping[str, tuple[int, int]]], None] | None = None
 
 
 class LinkClient:
@@ -96,6 +100,7 @@ class LinkClient:
         self._callbacks = callbacks
         self._failure: LinkError | None = None
         self._is_accepted = False
+        self._unwanted: set[bytes] = set()
         self._tls_context: ssl.SSLContext | None = None
         self._client = self._new_client()
         self._selector = selectors.DefaultSelector()
@@ -139,6 +144,9 @@ class LinkClient:
         # Decrypted bytes inside the TLS object are invisible to the selector.
         while self._client.socket() is connection and getattr(connection, "pending", int)():
             self._client.loop_read()
+        inlet = getattr(connection, "inlet", None)
+        if inlet is not None and self._callbacks.shed is not None and (shed := inlet.take_shed()):
+            self._callbacks.shed(shed)
         self._client.loop_misc()
 
     def sleep(self, timeout_s: float) -> None:
@@ -166,6 +174,11 @@ class LinkClient:
         self._waker.close()
 
     # ---- packets
+
+    def shed(self, topics: AbstractSet[str]) -> None:
+        """What comes at QoS 0 on these topics, and no others, is counted and not taken."""
+        self._unwanted.clear()
+        self._unwanted.update(topic.encode() for topic in topics)
 
     def has_room(self) -> bool:
         """Whether the socket takes more; what waits is written first."""
@@ -259,6 +272,8 @@ class LinkClient:
 
     def _watch(self, connection: Any) -> None:  # noqa: ANN401 - paho's socket protocol has no public name
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._callbacks.shed is not None and isinstance(connection, LinkSocket):
+            connection.inlet = Inlet(self._unwanted)
         self._selector.register(connection, selectors.EVENT_READ)
         self._failure = None
         self._is_accepted = False

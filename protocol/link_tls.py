@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import ssl
 from pathlib import Path
@@ -9,20 +10,50 @@ from typing import Any
 
 from protocol import link_failure
 from protocol.errors import LinkError
+from protocol.inlet import Inlet
 from protocol.link_types import Endpoint, TlsFiles
 
+_RECORD_BYTES = 16_384
+"""The longest TLS record: reading so much leaves nothing of one behind."""
+_MOST_READS = 256
+"""Reads of nothing but what is shed, after which the caller gets its turn."""
 
-class RefusalKeepingSocket(ssl.SSLSocket):
-    """An SSL socket that remembers why the other end refused us.
+
+class LinkSocket(ssl.SSLSocket):
+    """An SSL socket that remembers why the other end refused us, and may shed what nobody wants.
 
     In TLS 1.3 a broker judges our certificate after the handshake has ended for us, so that the refusal
     comes as an alert with the first read.
+
+    Attributes:
+        inlet: what is received goes through it.
     """
 
     refusal: str = ""
+    inlet: Inlet | None = None
+    _ready: io.BytesIO | None = None
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        """As `ssl.SSLSocket.recv`; a TLS alert is kept in `refusal`."""
+        """As `ssl.SSLSocket.recv`, through the inlet; a TLS alert is kept in `refusal`."""
+        if self.inlet is None:
+            return self._received(buflen, flags)
+        if self._ready is not None and (piece := self._ready.read(buflen)):
+            return piece
+        for _ in range(_MOST_READS):
+            content = self._received(_RECORD_BYTES, flags)
+            if not content:
+                return b""
+            self._ready = io.BytesIO(self.inlet.feed(content))
+            if piece := self._ready.read(buflen):
+                return piece
+        raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "nothing but what is shed")
+
+    def pending(self) -> int:
+        """As `ssl.SSLSocket.pending`, with what has passed the inlet."""
+        left = 0 if self._ready is None else len(self._ready.getbuffer()) - self._ready.tell()
+        return left + super().pending()
+
+    def _received(self, buflen: int, flags: int) -> bytes:
         try:
             return super().recv(buflen, flags)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -44,7 +75,7 @@ class _NamedContext(ssl.SSLContext):
     """Checks the broker's certificate against `server_name` instead of the address we dial."""
 
     server_name: str | None = None
-    sslsocket_class = RefusalKeepingSocket
+    sslsocket_class = LinkSocket
 
     def wrap_socket(self, sock: socket.socket, **options: Any) -> ssl.SSLSocket:  # type: ignore[override]  # noqa: ANN401 - passed through
         if self.server_name:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_verifier.admission import Admission, AdmissionLimits, Admitted, Refused
+from edge_verifier.quota import Quota, Quotas
 from protocol.codec import encode
 from protocol.messages import MAX_PAYLOAD_BYTES, Window
 
@@ -109,3 +110,47 @@ def test_one_devices_flood_costs_another_nothing() -> None:
         admit(entrance, b"")
     other = TOPIC.replace("dev-a", "dev-b")
     assert isinstance(admit(entrance, encode(WINDOW), topic=other), Admitted)
+
+
+def test_of_a_device_that_floods_nothing_is_taken_until_it_has_calmed_down() -> None:
+    entrance = gate()
+    for i in range(20_000):
+        admit(entrance, encode(WINDOW), i / 20_000)
+    assert entrance.shedding == {"dev-a"}
+    refused = entrance.shed(TOPIC, 40_000, 4_000_000, 2.5)
+    assert (refused.device, refused.slot, refused.reason) == ("dev-a", 3, "rate_limited")
+    assert refused.flood is not None
+    assert refused.flood.refused_s > 20_000
+    assert entrance.shed(TOPIC, 10, 1_000, 2.6).flood is None, "told a moment ago"
+    assert entrance.shedding == {"dev-a"}
+    entrance.shed(TOPIC, 1, 100, 10.0)
+    assert entrance.shedding == frozenset()
+    assert isinstance(admit(entrance, encode(WINDOW), 10.1), Admitted)
+
+
+@pytest.mark.parametrize("payload", [encode(WINDOW), b"{}", b"x" * 30_000])
+def test_a_flood_is_reported_however_it_is_refused(payload: bytes) -> None:
+    """For its rate or its content."""
+    entrance = gate()
+    taken = [admit(entrance, payload, i / 5_000) for i in range(15_000)]
+    floods = [one.flood for one in taken if isinstance(one, Refused) and one.flood]
+    assert floods
+    assert 4_000 < floods[0].refused_s < 5_100
+
+
+def test_a_device_that_comes_back_with_two_thousand_queued_messages_does_not_flood() -> None:
+    for rate_s in (500, 1_000, 5_000, 50_000):
+        entrance = gate()
+        taken = [admit(entrance, encode(WINDOW), i / rate_s) for i in range(2_000)]
+        assert not [one for one in taken if isinstance(one, Refused) and one.flood]
+
+
+def test_the_bytes_of_a_day_are_refused_before_decoding() -> None:
+    entrance = Admission("f", "v1", quotas=Quotas(Quota(bytes_day=1_000)))
+    taken = [admit(entrance, b"{}" + b" " * 398, float(i)) for i in range(4)]
+    reasons = [one.reason for one in taken if isinstance(one, Refused)]
+    assert reasons == ["wrong_version", "wrong_version", "quota_bytes", "quota_bytes"]
+    last = taken[-1]
+    assert isinstance(last, Refused)
+    assert last.reply is not None
+    assert last.reply.retry_after_s > 80_000
