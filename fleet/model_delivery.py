@@ -78,6 +78,15 @@ def delivery_rows(
     )
 
 
+def offered_files(retained: Mapping[str, bytes]) -> frozenset[str]:
+    """sha256 of all files that some device is offered."""
+    found = set()
+    for topic, payload in retained.items():
+        if MODEL_OFFER.parse(topic) and (offer := _read(ModelOffer, topic, payload)):
+            found.add(ModelManifest.parse(offer.manifest).sha256)
+    return frozenset(found)
+
+
 def _row(device: str, offer: ModelManifest | None, status: ModelStatus | None) -> DeliveryRow:
     if offer is not None and (status is None or status.revision < offer.revision):
         return DeliveryRow(device, offer.name, offer.revision, offer.key, "offered", n_bytes=offer.n_bytes)

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -112,6 +112,21 @@ class ModelStore:
     def staged(self) -> tuple[StagedModel, ...]:
         """All of them, the newest first; an offer that cannot be read is left out."""
         return tuple(sorted(self._read(), key=lambda each: -each.manifest.revision))
+
+    def prune(self, offered: Collection[str]) -> tuple[str, ...]:
+        """Remove the models whose sha256 is not one of `offered`; the names of those removed."""
+        removed: list[str] = []
+        if not self._directory.is_dir():
+            return ()
+        with locked(self._directory / ".lock"):
+            for staged in self.staged():
+                if staged.manifest.sha256 not in offered:
+                    staged.file.unlink(missing_ok=True)
+                    (self._directory / f"{staged.manifest.sha256}.offer.json").unlink(missing_ok=True)
+                    removed.append(staged.manifest.name)
+        if removed:
+            self._fleet.audit.append("prune-models", self._fleet.fleet, models=removed)
+        return tuple(removed)
 
     def _read(self) -> Iterator[StagedModel]:
         for path in self._directory.glob("*.offer.json"):

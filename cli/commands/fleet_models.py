@@ -128,6 +128,21 @@ def withdraw(
     say(f"{len(chosen)} device(s) are offered nothing any more")
 
 
+@app.command()
+def prune(*, fleet: FleetOption, broker: BrokerOption = None, timeout: TimeoutOption = 10.0) -> None:
+    """Remove the staged files that no device is offered any more from the fleet directory."""
+    from fleet.model_delivery import offered_files
+    from protocol.topics import MODEL_OFFER
+    from provisioning.fleet_directory import FleetDirectory
+    from provisioning.model_store import ModelStore
+
+    directory = FleetDirectory.open(fleet)
+    with operator_of(fleet, broker, timeout) as operator:
+        offered = offered_files(operator.retained([MODEL_OFFER.filter(directory.fleet)]))
+    removed = ModelStore(directory).prune(offered)
+    say(f"removed {', '.join(removed)}" if removed else "every staged model is offered to a device")
+
+
 def _chosen(directory: FleetDirectory, devices: list[str], *, everyone: bool) -> list[str]:
     known = [record.id for record in directory.registry.devices() if record.revoked_at is None]
     if everyone == bool(devices):

@@ -12,6 +12,7 @@ import pytest
 
 from cli.main import run
 from fleet.model_server import ModelServer
+from provisioning.model_store import ModelStore
 from tests.e2e.sled import Running
 from tests.integration.delivering_device import make_home, offer_to, padded_model
 from tests.live_fleet import LiveFleet
@@ -104,8 +105,14 @@ def test_a_pull_without_an_offer_says_so(
     offer_to(depot, "idle", b"")
     assert run(["device", "models", "pull", "--home", str(home)]) == 0
     assert "offers this device no model" in capsys.readouterr().err
-    operator.type("push", str(padded_model(tmp_path / "w.gguf", 2 * MIB)), "idle")
+    operator.type("push", str(padded_model(tmp_path / "w.gguf", 2 * MIB, b"w")), "idle")
     operator.type("withdraw", "idle")
+    staged = depot.directory.path / "models"
+    n_before = len(list(staged.glob("*.gguf")))
+    operator.type("prune")
+    left = {file.stem for file in staged.glob("*.gguf")}
+    assert len(left) < n_before
+    assert {each.manifest.sha256 for each in ModelStore(depot.directory).staged()} == left
     assert run(["device", "models", "pull", "--home", str(home)]) == 0
     assert run(["device", "models", "rollback", "--home", str(home)]) == 4
 
