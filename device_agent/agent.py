@@ -160,8 +160,10 @@ class DeviceAgent:
 
     @property
     def has_new_model(self) -> bool:
-        """Whether another draft model is in use from the next start on."""
-        return self._delivery is not None and self._delivery.switched.is_set()
+        """Whether another draft model is in use from the next start on, and no answer is under way."""
+        if self._delivery is None or not self._delivery.switched.is_set():
+            return False
+        return not self.call(lambda: self.desk.is_answering)
 
     @property
     def halt_reason(self) -> str:
