@@ -15,6 +15,7 @@ from cli.agents import agent_of
 from cli.chat.answer import Answer, collect
 from cli.chat.printer import Printer
 from cli.diagnostics import say
+from cli.installed import ensure_installed
 from cli.provisioned import provision
 from cli.site import Site
 from cli.targets import resolve_draft, resolve_target
@@ -24,7 +25,7 @@ from device_agent.controller import ControllerOptions
 from protocol.errors import ConfigError
 from protocol.identifiers import new_seed
 from protocol.messages import SamplerSettings
-from provisioning.bundle import ModelFiles, install
+from provisioning.bundle import ModelFiles
 from provisioning.fleet_directory import FleetDirectory
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class DemoFleet:
             settings={},
         )
         home = self._folder / name
-        install(bundle, home)
+        ensure_installed(bundle, home)
         agent = agent_of(home, controller=self._options.controller)
         return DemoDevice(name, draft, parts.enter_context(agent))
 

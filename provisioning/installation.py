@@ -13,6 +13,7 @@ import secrets
 import shutil
 import tarfile
 import tomllib
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -82,6 +83,22 @@ def install(
     return InstalledDevice(manifest.fleet, manifest.device, home)
 
 
+def read_identity(bundle: Path) -> tuple[str, str]:
+    """Fleet and device of a bundle, from its manifest alone.
+
+    Raises:
+        ProvisioningError: it cannot be read, or is no bundle.
+    """
+    try:
+        with tarfile.open(bundle, mode="r|gz") as archive:
+            manifest = _read_manifest(next(_members(archive), None))
+    except (EOFError, tarfile.TarError, ValidationError, ValueError, zlib.error) as error:
+        raise ProvisioningError(f"{bundle} is not a usable bundle", hint=_ASK_AGAIN) from error
+    except OSError as error:
+        raise ProvisioningError(f"{bundle} cannot be read: {error.strerror or error}") from error
+    return manifest.fleet, manifest.device
+
+
 def complete(draft: Path, manifest: Manifest) -> None:
     """Add configuration and journal to a home that has identity and model."""
     write_atomically(draft / "device.toml", _device_toml(manifest).encode(), mode=SECRET_MODE)
@@ -99,7 +116,7 @@ def check_home(home: Path, *, replace: bool) -> None:
     if not (home / "device.toml").is_file():
         raise ProvisioningError(f"{home} is not empty and holds no device", hint="name another home: --home")
     if not replace:
-        owner = _identity_of(home)[1] or "a device"
+        owner = identity_of(home)[1] or "a device"
         raise ProvisioningError(
             f"{home} already holds {owner}", hint="replace its identity on purpose: --replace"
         )
@@ -208,7 +225,7 @@ def _put_in_place(draft: Path, home: Path, manifest: Manifest) -> None:
         return
     previous = home.with_name(f".{home.name}.previous")
     shutil.rmtree(previous, ignore_errors=True)
-    is_same = _identity_of(home) == (manifest.fleet, manifest.device)
+    is_same = identity_of(home) == (manifest.fleet, manifest.device)
     home.rename(previous)
     draft.rename(home)
     if is_same and (previous / "journal").is_dir():
@@ -218,7 +235,7 @@ def _put_in_place(draft: Path, home: Path, manifest: Manifest) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def _identity_of(home: Path) -> tuple[str, str]:
+def identity_of(home: Path) -> tuple[str, str]:
     """Fleet and device that are installed in `home`; empty when that cannot be read."""
     try:
         identity = tomllib.loads((home / "device.toml").read_text(encoding="utf-8"))["identity"]

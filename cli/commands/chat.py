@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 def chat(
     *,
     home: HomeOption,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Install this bundle first, unless its device is there already.", metavar="FILE"),
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Answer this and leave.", metavar="TEXT")] = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
@@ -40,8 +45,11 @@ def chat(
 ) -> None:
     """Talk to the target. Without a terminal, every line of stdin is one message."""
     from cli.agents import agent_of
+    from cli.installed import ensure_installed
     from device_agent.chat import ChatOptions
 
+    if bundle is not None:
+        say(ensure_installed(bundle, home))
     options = ChatOptions(
         temperature=temperature,
         top_k=top_k,
