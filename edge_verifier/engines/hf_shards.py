@@ -2,9 +2,9 @@
 
 transformers reads and cuts the weights (`tp_plan="auto"`). Its own linear layers would compute on them as
 they are; ours compute on packed weights, in blocks (`hf_linear`), and what processes exchange after a layer
-must be added in an order that no batch changes. So the linear layers give up their hooks, become plain layers
-of this process's part, and are connected again once they have been prepared. All other parts of the plan,
-such as embeddings, keep the hooks of transformers.
+must be added in an order that no batch changes. So linear layers and embeddings give up their hooks, become
+plain layers of this process's part, and are connected again once they have been prepared. All other parts of
+the plan, such as experts, keep the hooks of transformers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from math import gcd
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edge_verifier.engines.rank_group import RankGroup
 from protocol.errors import MissingLibraryError, ModelError
@@ -27,6 +28,7 @@ _OWN_OUTPUT = {"colwise"}
 _GATHERED_OUTPUT = {"colwise_gather_output", "colwise_rep"}
 _OWN_INPUT = {"rowwise"}
 _WHOLE_INPUT = {"rowwise_split_input", "rowwise_rep"}
+_OWN_TOKENS = {"embedding_rowwise"}
 _NO_EXCHANGE = {"replicate", "mla_kv_a_proj", "replicated_with_grad_allreduce"}
 """Styles that mean something for gradients only."""
 _KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value")
@@ -55,7 +57,7 @@ def distribution(config: Any, group: RankGroup) -> dict[str, Any]:  # noqa: ANN4
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A linear layer of which this process holds a part; widths and bias are those of the whole."""
+    """A layer of which this process holds a part; widths and bias are those of the whole."""
 
     module: nn.Module
     style: str
@@ -66,7 +68,7 @@ class _Layer:
 
 
 class Shards:
-    """The linear layers of a model that transformers has just cut.
+    """The linear layers and embeddings of a model that transformers has just cut.
 
     Raises:
         ModelError: a layer is cut in a way that is not served; the architecture is named.
@@ -79,6 +81,8 @@ class Shards:
         self._layers: list[_Layer] = []
         for name, module in model.named_modules():
             style = plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
+            if type(module) is nn.Embedding and style in _OWN_TOKENS and module.max_norm is None:
+                self._layers.append(_localised(module, style, (module.num_embeddings, module.embedding_dim)))
             if style is None or type(module) is not nn.Linear:
                 continue
             if style not in served:
@@ -87,7 +91,10 @@ class Shards:
                     " served",
                     hint="run it in one process, without torchrun",
                 )
-            self._layers.append(_localised(module, style, is_head=module is model.get_output_embeddings()))
+            is_head = module is model.get_output_embeddings()
+            widths = module.in_features, module.out_features
+            self._layers.append(_localised(module, style, widths, is_head=is_head))
+            module.out_features, module.in_features = module.weight.shape
 
     def connect(self, *, is_exact: bool) -> None:
         """Let every layer's present `forward`, of this process's part, give what the whole layer gives."""
@@ -96,6 +103,10 @@ class Shards:
 
     def _connected(self, layer: _Layer, forward: Forward, *, is_exact: bool) -> Forward:
         group, style, bias = self.group, layer.style, layer.bias
+        n_own = -(-layer.width_in // group.size)
+        if isinstance(layer.module, nn.Embedding):
+            look_up = _own_tokens(layer.module.weight, group.rank * n_own)
+            return lambda tokens: group.sum(look_up(tokens), is_exact=is_exact)
         if style in _OWN_OUTPUT:
             return forward
         if style in _GATHERED_OUTPUT:
@@ -108,24 +119,35 @@ class Shards:
 
         if style in _OWN_INPUT:
             return summed
-        n_own = -(-layer.width_in // group.size)
         own = slice(group.rank * n_own, (group.rank + 1) * n_own)
         return lambda rows: summed(rows[..., own])
 
 
-def _localised(module: nn.Linear, style: str, *, is_head: bool) -> _Layer:
+def _own_tokens(weight: Tensor, first: int) -> Forward:
+    """Looks tokens up among those from `first` on; zeros for all others, which other processes hold."""
+
+    def look_up(tokens: Tensor) -> Tensor:
+        own = tokens - first
+        is_other = (own < 0) | (own >= len(weight))
+        return functional.embedding(own.masked_fill(is_other, 0), weight).masked_fill(is_other[..., None], 0)
+
+    return look_up
+
+
+def _localised(
+    module: nn.Linear | nn.Embedding, style: str, widths: tuple[int, int], *, is_head: bool = False
+) -> _Layer:
     """Make a cut layer a plain one of this process's part, without what transformers hung on it."""
-    width_in, width_out = module.in_features, module.out_features
     module.__dict__.pop("forward", None)
     for name, parameter in list(module.named_parameters(recurse=False)):
         local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
         module.register_parameter(name, nn.Parameter(local.detach(), requires_grad=False))
-    module.out_features, module.in_features = module.weight.shape
-    bias = None
-    if style in _OWN_INPUT | _WHOLE_INPUT and module.bias is not None:
-        bias = module.bias.detach()
+    bias: Tensor | None = None
+    if style in _OWN_INPUT | _WHOLE_INPUT:
+        # Added once, after the sum, and not by every process.
+        bias = getattr(module, "bias", None)
         module.register_parameter("bias", None)
-    return _Layer(module, style, width_in, width_out, bias, is_head)
+    return _Layer(module, style, *widths, bias, is_head)
 
 
 def _check_plan(config: Any, size: int) -> None:  # noqa: ANN401

@@ -8,7 +8,6 @@ notices within seconds that the other has ended, and within a minute that it han
 from __future__ import annotations
 
 import hashlib
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from edge_verifier.engines.launch import Launch
 from edge_verifier.engines.model_directory import first_line
+from edge_verifier.engines.rank_device import rank_device
 from edge_verifier.engines.step_messages import VERSION
 from protocol.errors import ModelError, RankLostError
 
@@ -37,7 +37,6 @@ _NAMING_S = 3.0
 """How long a failed exchange waits for the beat to say who is gone."""
 
 OnLoss = Callable[[RankLostError], None]
-_logger = logging.getLogger(__name__)
 
 
 class RankGroup:
@@ -58,7 +57,7 @@ class RankGroup:
     def __init__(self, launch: Launch, device: str, on_loss: OnLoss) -> None:
         self.rank = launch.rank
         self.size = launch.size
-        self.device = _device(launch, device)
+        self.device = rank_device(launch, device)
         self.on_loss = on_loss
         self._loss: RankLostError | None = None
         self._losing = threading.Lock()
@@ -249,24 +248,3 @@ def _line(error: BaseException) -> str:
     """The part of an error of gloo that tells something."""
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0].rpartition("] ")[2].partition(". This is")[0][:160]
-
-
-def _device(launch: Launch, device: str) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        if torch.cuda.is_available():
-            raise ModelError(
-                "transformers splits a target over CUDA devices where there are any, not over CPUs",
-                hint="hide them: CUDA_VISIBLE_DEVICES= torchrun ...",
-            )
-        return torch.device("cpu")
-    n_devices = torch.cuda.device_count()
-    if launch.local_rank >= n_devices:
-        raise ModelError(
-            f"process {launch.rank} is number {launch.local_rank} of its machine, which has {n_devices} CUDA"
-            " devices that torch can use",
-            hint=f"torchrun --nproc_per_node {max(n_devices, 1)}",
-        )
-    torch.cuda.set_device(launch.local_rank)
-    return torch.device("cuda", launch.local_rank)

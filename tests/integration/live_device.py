@@ -47,11 +47,14 @@ class PacedEngine(TableEngine):
 class LiveDevice:
     """Speaks for a scripted device over a link until its turn ends."""
 
-    def __init__(self, fleet: LiveFleet, script: ScriptedDevice, verifier: str = "v1") -> None:
+    def __init__(
+        self, fleet: LiveFleet, script: ScriptedDevice, verifier: str = "v1", *, turn_s: float = 6 * WAIT_S
+    ) -> None:
         self.script = script
         self.recorder = Recorder()
         self._fleet = fleet
         self._verifier = verifier
+        self._turn_s = turn_s
         self.round_s: list[float] = []
         self.error: BaseException | None = None
 
@@ -72,7 +75,7 @@ class LiveDevice:
 
     def talk(self, link: Link) -> None:
         """From wherever the script stands to the end of its turn."""
-        deadline_s = time.monotonic() + 6 * WAIT_S
+        deadline_s = time.monotonic() + self._turn_s
         while self.script.finished is None:
             assert time.monotonic() < deadline_s, "the turn does not end"
             while (window := self.script.next_window()) is not None:
