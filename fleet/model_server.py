@@ -6,10 +6,12 @@ Nothing is remembered: a device asks again for what does not come, also after th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,6 +33,8 @@ MAX_WAITING = 1_000
 MAX_QUEUED_BLOCKS = 2_000
 """On their way to the broker: 31 MiB, the windows of 250 devices."""
 _CONNECT_S = 10.0
+_LEAST_WAIT_S = 1e-6
+"""So that what has come is looked at between two blocks."""
 
 
 class ModelServer:
@@ -87,23 +91,26 @@ class ModelServer:
     def _take(self, event: LinkEvent) -> None:
         """On the network thread."""
         if isinstance(event, Received):
-            try:
+            with contextlib.suppress(queue.Full):
                 self._events.put_nowait(event)
-            except queue.Full:
-                _logger.warning("%d requests for models wait; one more was dropped", MAX_WAITING)
 
     # ---- own thread
 
     def _run(self) -> None:
         while True:
             try:
-                event = self._events.get(block=not len(self._blocks))
+                event = self._events.get(timeout=self._wait_s())
             except queue.Empty:
                 self._guarded(None)
                 continue
             if event is None:
                 return
             self._guarded(event)
+
+    def _wait_s(self) -> float | None:
+        """Until a block may go out; without end while none is asked for."""
+        wake_s = self._blocks.wake_s()
+        return None if wake_s is None else max(_LEAST_WAIT_S, wake_s - time.monotonic())
 
     def _guarded(self, event: Received | None) -> None:
         try:
@@ -132,14 +139,14 @@ class ModelServer:
     def _note_request(self, device: str, request: ModelRequest) -> None:
         manifest = self._offered.get(device)
         if manifest is None or request.model != manifest.key or not self._file(manifest).exists():
-            _logger.warning("device %s asks for model %s, which is not here for it", device, request.model)
+            _logger.info("device %s asks for model %s, which is not here for it", device, request.model)
             self._publish(device, ModelBlock(request.model, 0, b""))
             return
         asked = (first + step for first, count in request.blocks for step in range(count))
         self._blocks.add(device, (block for block in asked if block < manifest.n_blocks))
 
     def _send_next(self) -> None:
-        if (turn := self._blocks.next()) is None:
+        if (turn := self._blocks.next(time.monotonic())) is None:
             return
         device, index = turn
         manifest = self._offered[device]

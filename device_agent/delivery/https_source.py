@@ -6,6 +6,7 @@ buffer is small, so that little is on its way when the connection breaks or some
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
 import re
@@ -29,6 +30,7 @@ MAX_REDIRECTS = 3
 MAX_WAITING_BLOCKS = 16
 """Blocks that may wait to be taken in."""
 _WAIT_STEP_S = 0.25
+_STOP_S = 1.0
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -68,6 +70,7 @@ class HttpsSource:
         self._room = threading.Semaphore(MAX_WAITING_BLOCKS)
         self._is_stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._connection: http.client.HTTPSConnection | None = None
 
     def set_pace(self, pace: Pace) -> None:
         """Go faster or slower from now on."""
@@ -85,11 +88,15 @@ class HttpsSource:
         self._room.release()
 
     def stop(self) -> None:
-        """End the fetch under way."""
+        """End the fetch under way; one that is still looking for its server ends by itself, unheard."""
         self._is_stopping.set()
         self._room.release()
+        connection = self._connection
+        if connection is not None and connection.sock is not None:
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
         if self._thread is not None:
-            self._thread.join(2 * TIMEOUT_S)
+            self._thread.join(_STOP_S)
 
     def _run(self, first: int, n_blocks: int) -> None:
         try:
@@ -105,7 +112,7 @@ class HttpsSource:
 
     def _fetch(self, url: str, first: int, n_blocks: int) -> None:
         for _ in range(MAX_REDIRECTS + 1):
-            connection = _connect(url, self._manifest.url_ca)
+            connection = self._connection = _connect(url, self._manifest.url_ca)
             try:
                 response = self._answer(connection, url, first, n_blocks)
                 if isinstance(response, str):
