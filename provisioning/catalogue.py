@@ -14,6 +14,7 @@ from protocol.fingerprint import file_sha256
 
 _HERE = Path(__file__).parent
 _PAIR = _HERE / "pair"
+_BOARDS_GB = (0.5, 1, 2, 4, 8, 16)
 _REINSTALL = "install SLED again: its bundled models are incomplete"
 
 
@@ -37,6 +38,16 @@ class KnownPair:
     target_parameters_m: int
     licence: str
     is_gated: bool
+
+    @property
+    def draft_mb(self) -> int:
+        """Size of the draft's weights as Q8_0, which stores 32 weights in 34 bytes; in 10^6 bytes."""
+        return -(-self.draft_parameters_m * 34 // 32)
+
+    @property
+    def board_gb(self) -> float:
+        """Memory of the smallest usual board that the draft takes at most half of, in 10^9 bytes."""
+        return next((size for size in _BOARDS_GB if 2 * self.draft_mb <= 1000 * size), _BOARDS_GB[-1])
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,18 @@ def list_models(*, json: JsonOption = False) -> None:
     from cli.model_table import drafts_by_target, local_rows
     from provisioning.catalogue import known_pairs
 
-    models, pairs = local_rows(models_folder()), [asdict(known) for known in known_pairs()]
+    models = local_rows(models_folder())
+    pairs = [{**asdict(pair), "draft_mb": pair.draft_mb, "board_gb": pair.board_gb} for pair in known_pairs()]
     if json:
         output.as_json({"models": models, "pairs": pairs})
         return
     columns = ("name", "form", "family", "size", "vocabulary", "licence", "drafts")
     output.table(columns, drafts_by_target(models), empty="no models are here")
     output.line()
-    output.line("Published pairs of one vocabulary, for sled models add:")
-    output.table(("name", "target", "draft_gguf", "family", "licence"), pairs, empty="no pairs are known")
+    output.line("Published pairs of one vocabulary, for sled models add; the draft's size is that of Q8_0,")
+    output.line("and a board of so much memory has as much again for the rest:")
+    columns = ("name", "target", "draft_gguf", "draft_mb", "board_gb", "family", "licence")
+    output.table(columns, pairs, empty="no pairs are known")
 
 
 app.command("ls", hidden=True)(list_models)

@@ -38,6 +38,14 @@ def test_every_known_pair_has_a_smaller_draft_and_a_unique_name() -> None:
         assert all(model.count("/") == 1 for model in (pair.draft, pair.draft_gguf, pair.target))
 
 
+def test_a_pair_says_what_its_draft_takes_and_which_board_has_that() -> None:
+    sizes = {pair.name: (pair.draft_mb, pair.board_gb) for pair in known_pairs()}
+    assert sizes["smollm2-135m"] == (144, 0.5)
+    assert sizes["gemma3-270m"] == (285, 1)
+    assert sizes["qwen2.5-0.5b"] == (525, 2)
+    assert sizes["llama3-1b"] == (1314, 4)
+
+
 def test_the_bundled_pair_is_found_by_its_manifest(pair_directory: Path) -> None:
     pair = bundled_pair(pair_directory)
     assert pair.target == pair_directory / "target"
