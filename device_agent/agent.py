@@ -227,6 +227,16 @@ class DeviceAgent:
         settings = options.sampler(self.settings, SamplerSettings(seed=seed))
         return self.call(partial(self.desk.open, settings))
 
+    def cut_off_session(self) -> LiveSession | None:
+        """A session whose last answer a restart cut off; None when there is none whose target is served.
+
+        Raises:
+            LinkError: there is no journal, and the broker's copies did not come in time.
+        """
+        if not self.call(lambda: self.desk.has_journals):
+            self._recover()
+        return self.call(self.desk.take_up_cut_off)
+
     def _recover(self) -> None:
         """The journal is lost or empty: take what the broker keeps of this device's conversations."""
         verifiers = self.call(lambda: self._adverts.names)

@@ -81,6 +81,7 @@ class LiveSession:
         self.machine = machine
         self.on_closed: Callable[[], None] | None = None
         self.last_turn: TurnStats | None = None
+        self._is_detached = False
         self._journal = journal
         self._shell = shell
         self._new_stream = new_stream
@@ -115,6 +116,8 @@ class LiveSession:
 
     def perform(self, actions: Sequence[Action]) -> None:
         """Do `actions`; a fault of this device (a full disk) ends the turn and nothing else."""
+        if self._is_detached:
+            return
         waiting = deque(actions)
         try:
             while waiting:
@@ -158,7 +161,8 @@ class LiveSession:
         )
 
     def detach(self) -> None:
-        """Stop using it; its journal stays, to be resumed."""
+        """Stop using it, whatever still arrives for it; its journal stays, to be resumed."""
+        self._is_detached = True
         self._journal.close()
 
     def forget(self) -> None:

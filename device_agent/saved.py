@@ -55,6 +55,11 @@ class Saved:
     limit: int
     finished: str | None
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the last turn had begun and not ended."""
+        return self.finished is None and 0 < self.answer_start <= len(self.tokens)
+
     def after(self, entry: Entry) -> Saved:
         """The session once `entry` has happened too."""
         is_new_turn = entry.answer_start is not None

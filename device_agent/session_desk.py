@@ -135,15 +135,32 @@ class SessionDesk:
         saved = next((each for each in self._parts.journals.load() if each.uid not in open_uids), None)
         if saved is None:
             raise SessionError("there is no conversation to resume", hint="start one: sled chat")
-        binding = self._parts.adverts.choose(preferred=saved.verifier, target=saved.target)
-        if binding is None:
+        live = self._take_up(saved)
+        if live is None:
             raise SessionError(
                 f"no verifier runs target {saved.target}, to which the last conversation is bound",
                 hint="start that verifier again, or a new conversation: sled chat",
             )
-        if saved.slot in self._sessions:
-            saved = replace(saved, slot=self._free_slot())
-        return self._add(saved, binding, is_new=False)
+        return live
+
+    def take_up_cut_off(self) -> LiveSession | None:
+        """A session whose last answer was cut off by a restart; None without any whose target is served."""
+        found = (self._take_up(saved) for saved in self._cut_off())
+        return next((live for live in found if live is not None), None)
+
+    def let_go(self, live: LiveSession) -> None:
+        """Leave a session as it is, in the middle of a turn or not; its journal stays, to be resumed."""
+        if self.is_open(live):
+            live.detach()
+            del self._sessions[live.slot]
+            self._parts.worker.cancel(live.slot)
+            self._seeking.pop(live.slot, None)
+            self._parts.on_change()
+
+    @property
+    def has_cut_off(self) -> bool:
+        """Whether an answer that was cut off waits to be gone on with."""
+        return bool(self._cut_off())
 
     @property
     def has_journals(self) -> bool:
@@ -172,6 +189,19 @@ class SessionDesk:
         """End all turns under way with `error`."""
         for live in self._sessions.values():
             live.give_up(error)
+
+    def _cut_off(self) -> list[Saved]:
+        open_uids = {live.machine.uid for live in self._sessions.values()}
+        return [each for each in self._parts.journals.load() if each.is_cut_off and each.uid not in open_uids]
+
+    def _take_up(self, saved: Saved) -> LiveSession | None:
+        """Open a journalled session; None when nobody runs its target."""
+        binding = self._parts.adverts.choose(preferred=saved.verifier, target=saved.target)
+        if binding is None:
+            return None
+        if saved.slot in self._sessions:
+            saved = replace(saved, slot=self._free_slot())
+        return self._add(saved, binding, is_new=False)
 
     def _add(self, saved: Saved, binding: Binding, *, is_new: bool) -> LiveSession:
         parts = self._parts

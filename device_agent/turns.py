@@ -73,7 +73,7 @@ class SessionTurns:
         self.answer_start, self.limit = saved.answer_start, saved.limit
         self.is_active = False
         self.is_seeking = False
-        self._is_interrupted = saved.finished is None and 0 < saved.answer_start <= len(saved.tokens)
+        self._is_interrupted = saved.is_cut_off
         self.is_closed = False
         self._is_closing = False
         self._is_close_sent = False

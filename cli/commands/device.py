@@ -111,13 +111,15 @@ def _token_text(claim: str) -> str:
 def run(*, home: HomeOption) -> None:
     """Keep the device in the fleet (presence, configuration, commands, models) until Ctrl-C.
 
+    Answers that a power cut ended in the middle are finished, so that sled chat --resume finds them complete.
     It starts anew by itself when a delivered model has been put to use.
     """
     from cli.agents import agent_of
+    from device_agent.unattended import finishing
 
     stop = stop_on_signals()
     while not stop.is_set():
-        with agent_of(home) as agent:
+        with agent_of(home) as agent, finishing(agent):
             say(f"device {agent.config.identity.device} runs with {agent.model}; Ctrl-C stops it")
             while not stop.wait(POLL_S) and not agent.has_new_model:
                 pass
