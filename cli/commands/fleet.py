@@ -216,7 +216,10 @@ def serve(
     ] = 60.0,
     quarantine_for: Annotated[
         str,
-        typer.Option(help="How long a device that floods is locked out; never only logs what verifiers say."),
+        typer.Option(
+            help="How long a device that floods is locked out; never only logs what verifiers say.",
+            metavar="DURATION",
+        ),
     ] = "15m",
 ) -> None:
     """Answer newcomers with claims and keep the broker's rules in step, until Ctrl-C.

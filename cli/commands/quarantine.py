@@ -33,7 +33,10 @@ def add(
     *,
     fleet: FleetOption,
     lasting: Annotated[
-        str | None, typer.Option("--for", help="How long, such as 30m or 7d. [default: until it is lifted]")
+        str | None,
+        typer.Option(
+            "--for", help="How long, such as 30m or 7d. [default: until it is lifted]", metavar="DURATION"
+        ),
     ] = None,
     reason: Annotated[str, typer.Option(help="For the list and the audit log.")] = "by the operator",
     broker: DeviceListenerOption = None,

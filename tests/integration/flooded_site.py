@@ -69,7 +69,7 @@ class Site:
         with ExitStack() as parts:
             n_before = self.live.broker.log.count("as fleet.watch")
             self._start(parts, "serve", "fleet", "serve")
-            wait_until(lambda: self.live.broker.log.count("as fleet.watch") > n_before)
+            wait_until(lambda: self.live.broker.log.count("as fleet.watch") > n_before, 90.0)
             yield
 
     def n_audited(self, action: str) -> int:
@@ -130,6 +130,19 @@ class Session:
         self.median_s()
         return min(self.median_s() for _ in range(4))
 
+    def under_and_quiet_s(self, attack: subprocess.Popen[str]) -> tuple[float, float]:
+        """Median rounds with an attack and without, in turns, so that others' work falls on both alike."""
+        under_s: list[float] = []
+        quiet_s: list[float] = []
+        for _ in range(8):
+            under_s += [self.round_s() for _ in range(N_ROUNDS // 2)]
+            attack.send_signal(signal.SIGSTOP)
+            self.round_s()
+            quiet_s += [self.round_s() for _ in range(N_ROUNDS // 2)]
+            attack.send_signal(signal.SIGCONT)
+            self.round_s()
+        return statistics.median(under_s), statistics.median(quiet_s)
+
     def medians_s(self, lasting_s: float) -> list[float]:
         """Medians of a few rounds, one after the other, for so long."""
         until_s, found = time.monotonic() + lasting_s, []
@@ -176,8 +189,9 @@ def flood():
         while True:
             if rate:
                 due = int((time.monotonic() - started_s) * rate) - n_sent
-                client.send(b"".join(one(number) for number in range(due)))
                 n_sent += due
+                due = min(due, rate // 20)  # what a pause held back stays unsent
+                client.send(b"".join(one(number) for number in range(due)))
                 time.sleep(0.002)
             else:
                 client.send(chunk)

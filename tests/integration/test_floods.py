@@ -1,13 +1,14 @@
 """What a well-behaved session notices of a device that floods: with every part a process of its own.
 
-The verifier sheds a flood by itself; `sled fleet serve` locks the device out. Rounds are compared with the
-quiet value of the same minute, the best of some medians, as others' work on the machine only ever adds.
+The verifier sheds a flood by itself; `sled fleet serve` locks the device out. Rounds are compared with quiet
+ones of the same moment, as others' work on the machine makes all of them longer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -26,7 +27,7 @@ QUARANTINED_WITHIN_S = 5.0
 BACK_WITHIN_S = 5.0
 
 pytestmark = pytest.mark.timeout(240)
-Attack = Callable[[Site], contextlib.AbstractContextManager[object]]
+Attack = Callable[[Site], contextlib.AbstractContextManager[subprocess.Popen[str]]]
 ATTACKS: dict[str, Attack] = {
     "2,000 messages a second": lambda site: flood(site, rate_s=2_000),
     "2,000 messages a second at QoS 1": lambda site: flood(site, rate_s=2_000, qos=1),
@@ -48,11 +49,14 @@ def session(site: Site) -> Iterator[Session]:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_session_keeps_its_round_under_attack(site: Site, session: Session, attack: str) -> None:
-    before_s = session.quiet_s()
-    with ATTACKS[attack](site):
-        medians_s = session.medians_s(3.0)
-    quiet_s = max(before_s, session.quiet_s())
-    assert min(medians_s) < FACTOR * quiet_s, (medians_s, quiet_s)
+    session.median_s()
+    with ATTACKS[attack](site) as process:
+        for _ in range(4):
+            under_s, quiet_s = session.under_and_quiet_s(process)
+            print(f"{attack}: {1000 * under_s:.1f} ms, quiet {1000 * quiet_s:.1f} ms")  # noqa: T201 - with -rP
+            if under_s < FACTOR * quiet_s:
+                break
+        assert under_s < FACTOR * quiet_s, (under_s, quiet_s)
 
 
 @pytest.mark.parametrize("qos", [0, 1])
@@ -65,13 +69,17 @@ def test_a_device_that_floods_without_limit_is_quarantined_and_the_round_returns
         with flood(site, qos=qos):
             began_s = time.monotonic()
             wait_until(lambda: site.n_audited("quarantine-in-force") > n_before)
-            assert time.monotonic() - began_s < QUARANTINED_WITHIN_S
+            took_s = time.monotonic() - began_s
+            assert took_s < QUARANTINED_WITHIN_S
             medians_s = session.medians_s(BACK_WITHIN_S)
-            (rows,) = (json.loads(site.command("fleet", "ls", "--json").stdout),)
+            rows = json.loads(site.command("fleet", "ls", "--json").stdout)
             row = next(row for row in rows if row["device"] == "flood")
             assert row["presence"] == "quarantined"
             assert "flooded verifier v1" in row["problem"]
         quiet_s = max(before_s, session.quiet_s())
+    rounds_ms = ", ".join(f"{1000 * each_s:.1f}" for each_s in medians_s)
+    shown = f"QoS {qos}: in quarantine after {took_s:.2f} s, rounds then {rounds_ms} ms"
+    print(f"{shown}, quiet {1000 * quiet_s:.1f} ms")  # noqa: T201 - shown with -rP
     assert min(medians_s) < FACTOR * quiet_s, (medians_s, quiet_s)
     assert site.n_audited("quarantine-in-force") == n_before + 1
     assert site.command("fleet", "quarantine", "lift", "flood").exit_code == 0
