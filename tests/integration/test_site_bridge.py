@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import statistics
 import sys
@@ -14,7 +15,7 @@ import pytest
 from cryptography import x509
 
 from broker_config.acl import render_acl
-from protocol.link import Published, Received, Subscription
+from protocol.link import Published, Received, Subscription, Will
 from protocol.topics import DESIRED, DEVICE_STATUS, STATE, VERDICT, VERIFIER_STATUS, WINDOW
 from tests.integration.live_chat import serving
 from tests.integration.test_faults import OPTIONS, device, finish, paced_engine
@@ -171,6 +172,22 @@ def test_presence_follows_a_device_over_the_bridge_also_through_a_cut(
         cable.mend()
         assert operator.next(Received, lambda each: each.payload == b"offline", 30).topic == place
     assert _retained(centre, "fleet.ops", place) == b"offline"
+
+
+def test_the_will_of_a_device_that_vanishes_reaches_the_centre(centre: LiveFleet, plant: SiteBroker) -> None:
+    operator, place = Recorder(), topic(DEVICE_STATUS, PLANT)
+    endpoint = plant.fleet.endpoint(PLANT)
+    with TcpProxy(endpoint.host, endpoint.port) as wire, centre.link("fleet.ops", operator) as link:
+        link.subscribe([Subscription(place)])
+        link.wait_subscribed(WAIT_S)
+        through = dataclasses.replace(endpoint, port=wire.port)
+        will = Will(place, b"lost")
+        with plant.fleet.link(PLANT, Recorder(), through, will=will) as device:
+            device.publish(place, b"online", is_retained=True)
+            assert operator.next(Received, lambda each: each.topic == place).payload == b"online"
+            wire.cut()
+            assert operator.next(Received, lambda each: each.topic == place).payload == b"lost"
+    assert _retained(centre, "fleet.ops", place) == b"lost"
 
 
 def test_a_round_over_the_bridge_waits_for_nobodys_acknowledgement(
