@@ -273,7 +273,7 @@ def test_p3_a_verifier_that_is_back_after_40_s_harms_nothing(emulated: EmulatedF
 
 
 def test_a_verifier_is_back_soon_after_its_broker(own_fleet: LiveFleet) -> None:
-    """Devices spread their return over many seconds; what they all wait for does not."""
+    """Devices spread their return over up to half a minute; what they all wait for does not."""
     with serving(own_fleet, table_engine()) as service:
         own_fleet.broker.kill()
         wait_for(lambda: not service._link.is_connected)
@@ -281,7 +281,7 @@ def test_a_verifier_is_back_soon_after_its_broker(own_fleet: LiveFleet) -> None:
         own_fleet.broker.restart()
         started_s = time.monotonic()
         wait_for(lambda: service._link.is_connected)
-        assert time.monotonic() - started_s < 2.0
+        assert time.monotonic() - started_s < 5.0
 
 
 # ---- links

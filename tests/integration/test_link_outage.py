@@ -245,7 +245,7 @@ def test_stop_during_an_outage_is_prompt(own_fleet: LiveFleet) -> None:
     device.next(Disconnected)
     start_s = time.monotonic()
     link.stop(farewell=(STATUS, b"bye"))
-    assert time.monotonic() - start_s < 1.0
+    assert time.monotonic() - start_s < 5.0
 
 
 def _proxy(fleet: LiveFleet) -> TcpProxy:
