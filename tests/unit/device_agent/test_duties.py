@@ -209,7 +209,7 @@ def test_a_wish_survives_a_restart_and_is_reported_again(duties: FleetDuties) ->
     assert (reported.revision, [refusal.key for refusal in reported.refusals]) == (3, ["color"])
 
 
-def test_older_and_repeated_wishes_change_nothing(duties: FleetDuties) -> None:
+def test_p15_older_and_repeated_wishes_change_nothing(duties: FleetDuties) -> None:
     duties.on_message(f"{ROOT}/desired", wish(5, max_tokens=7), 0.0)
     assert duties.on_message(f"{ROOT}/desired", wish(4, max_tokens=9), 1.0) == []
     assert duties.on_message(f"{ROOT}/desired", wish(5, max_tokens=7), 2.0) == []
@@ -264,7 +264,7 @@ def test_a_failed_command_says_why(duties: FleetDuties) -> None:
     assert (state.state, state.reason) == ("failed", "no disk")
 
 
-def test_a_command_is_never_run_twice_whatever_happens_in_between(duties: FleetDuties) -> None:
+def test_p15_a_command_is_never_run_twice_whatever_happens_in_between(duties: FleetDuties) -> None:
     """Killed while it ran, cleared, and brought back by a broker's old persistence file."""
     topic, payload = request("c1", "log")
     (save, *_) = of(Save, duties.on_message(topic, payload, 0.0))
