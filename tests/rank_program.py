@@ -43,8 +43,9 @@ def logits_by_tokens(engine: Engine, text: tuple[int, ...]) -> NDArray[np.float3
 
 def logits_by_windows(engine: Engine, text: tuple[int, ...]) -> NDArray[np.float32]:
     """The same in windows beside another session, each computed twice: rolled back, and in a copy."""
-    session, other = engine.open(), engine.open()
-    engine.submit([Row(other, 0, text[:29], 0)]).result()
+    session, other, long = engine.open(), engine.open(), engine.open()
+    engine.submit([Row(other, 0, text[:29], 0), Row(long, 0, (text * 40)[:1000], 1)]).result()
+    engine.close(long)
     found, start = [], 0
     for n in (9, 1, 5, 14, 3):
         row = Row(session, start, text[start : start + n], n)

@@ -11,6 +11,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -87,12 +88,10 @@ class RankGroup:
         self.check()
         numbers = torch.zeros(_FIRST_PART, dtype=torch.int64)
         numbers[0] = len(message)
-        body = torch.from_numpy(message)
-        n_first = min(len(message), _FIRST_PART - 1)
-        numbers[1 : 1 + n_first] = body[:n_first]
+        first, rest = torch.from_numpy(message).tensor_split([_FIRST_PART - 1])
+        numbers[1 : 1 + len(first)] = first
         self._exchange(lambda: dist.broadcast(numbers, 0, group=self._messages))
-        if n_first < len(message):
-            rest = body[n_first:].contiguous()
+        if len(rest):
             self._exchange(lambda: dist.broadcast(rest, 0, group=self._messages))
 
     def receive(self) -> NDArray[np.int64]:
@@ -104,12 +103,11 @@ class RankGroup:
         numbers = torch.zeros(_FIRST_PART, dtype=torch.int64)
         self._exchange(lambda: dist.broadcast(numbers, 0, group=self._messages))
         n = int(numbers[0])
-        if n < _FIRST_PART:
-            found: NDArray[np.int64] = numbers[1 : 1 + n].numpy()
-            return found
-        rest = torch.zeros(n - (_FIRST_PART - 1), dtype=torch.int64)
-        self._exchange(lambda: dist.broadcast(rest, 0, group=self._messages))
-        return torch.cat([numbers[1:], rest]).numpy()
+        rest = torch.zeros(max(0, n - (_FIRST_PART - 1)), dtype=torch.int64)
+        if len(rest):
+            self._exchange(lambda: dist.broadcast(rest, 0, group=self._messages))
+        found: NDArray[np.int64] = torch.cat([numbers[1:], rest])[:n].numpy()
+        return found
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Make sure that all processes have the same facts and versions; called by all.
@@ -118,7 +116,8 @@ class RankGroup:
             ModelError: one differs; it is named.
             RankLostError: a process is gone.
         """
-        facts = {**facts, "torch": torch.__version__, "version of SLED's messages": str(VERSION)}
+        versions = {f"version of {name}": version(name) for name in ("torch", "transformers")}
+        facts = {**facts, **versions, "version of SLED": str(VERSION)}
         digests = [hashlib.sha256(fact.encode()).digest()[:8] for fact in facts.values()]
         own = torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.int64).copy())
         found = [torch.empty_like(own) for _ in range(self.size)]
