@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 from broker_config.running_broker import RunningBroker
 from device_agent.config import DeviceConfig
 from fleet.operator import Operator
-from protocol.errors import SessionError
+from protocol.errors import ProvisioningError, SessionError
 from protocol.link import Connected, Disconnected
 from protocol.link_tls import check_certificate
 from provisioning.bundle import BrokerAddress, ModelFiles, install, make_bundle
+from provisioning.ca_renewal import renew_key, retire
 from provisioning.certificate_exchange import CertificateExchange
 from provisioning.registry import DeviceRecord
 from provisioning.revocation import BrokerAccess
@@ -74,14 +76,7 @@ def test_a_running_device_is_rotated_and_one_that_is_away_later(tmp_path: Path, 
                 live.endpoint("fleet.ops"), identity="fleet.ops", fleet="f", known_devices=homes
             ) as operator,
         ):
-
-            def ask_of(device: str) -> Ask:
-                def ask(name: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
-                    state = operator.command(device, name, arguments=arguments).state
-                    return state.result if state else {}
-
-                return ask
-
+            ask_of = _asking(operator)
             assert upkeep.tick(ask_of, dt.datetime.now(dt.UTC)) == ()
             assert upkeep.tick(ask_of, late) == ("pi-1 has a new certificate",)
         check_certificate(endpoint, 5)
@@ -89,6 +84,37 @@ def test_a_running_device_is_rotated_and_one_that_is_away_later(tmp_path: Path, 
         assert after["pi-1"] != before["pi-1"]
         assert after["away"] == before["away"]
         check_certificate(DeviceConfig.load(homes["away"]).endpoint, 5)
+
+
+def test_devices_follow_their_ca_to_its_new_key_and_the_old_one_can_go(
+    tmp_path: Path, access_of: Any
+) -> None:
+    with LiveFleet(tmp_path / "fleet") as live:
+        model = ModelFiles.of(write_vocabulary(tmp_path / "draft.gguf"), "tiny")
+        address = BrokerAddress(host="localhost", port=live.broker.device_port)
+        home = install(
+            make_bundle(live.directory, "pi-1", model, address, tmp_path / "b"), tmp_path / "pi"
+        ).home
+        endpoint = DeviceConfig.load(home).endpoint
+        commands = CertificateExchange(home).commands("pi-1", endpoint)
+        upkeep, access = Upkeep(live.directory, access_of(live)), access_of(live)
+        with (
+            FleetDevice(live, "pi-1", commands=commands, endpoint=endpoint),
+            Operator(
+                live.endpoint("fleet.ops"), identity="fleet.ops", fleet="f", known_devices=("pi-1",)
+            ) as operator,
+        ):
+            ask = _asking(operator)
+            renew_key(live.directory, "device")
+            access.reload(live.directory.broker_files())
+            with pytest.raises(ProvisioningError, match="earlier key: pi-1"):
+                retire(live.directory, "device")
+            time.sleep(1.1)  # the registry counts seconds
+            assert upkeep.tick(ask, dt.datetime.now(dt.UTC)) == ("pi-1 has a new certificate",)
+            assert upkeep.tick(ask, dt.datetime.now(dt.UTC)) == ()
+            assert retire(live.directory, "device") == 1
+            access.reload(live.directory.broker_files())
+        check_certificate(endpoint, 5)
 
 
 def test_an_expired_certificate_loses_its_live_connection_once(tmp_path: Path, access_of: Any) -> None:
@@ -107,6 +133,17 @@ def test_an_expired_certificate_loses_its_live_connection_once(tmp_path: Path, a
             assert bystander.traffic.n_connects == 1
         no_admin = Upkeep(directory, dataclasses.replace(access_of(live), admin=None))
         assert no_admin.tick(_nobody, later) == ()
+
+
+def _asking(operator: Operator) -> Callable[[str], Ask]:
+    def ask_of(device: str) -> Ask:
+        def ask(name: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
+            state = operator.command(device, name, arguments=arguments).state
+            return state.result if state else {}
+
+        return ask
+
+    return ask_of
 
 
 def _nobody(_: str) -> Ask:
