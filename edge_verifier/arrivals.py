@@ -6,6 +6,8 @@ _WEIGHT = 0.3
 _TEXT_WEIGHT = 0.05
 _MARGIN = 1.2
 """A window is expected a little later than usual; one later than that is waited for no longer."""
+_SILENCE_S, _SILENCE_GAPS = 0.5, 3.0
+"""A session that has not sent its next window for so long, or so many times its usual, is not drafting."""
 
 
 class Arrivals:
@@ -53,6 +55,13 @@ class Arrivals:
             if (gap_s := self._gap_s.get(sid, self._usual_gap_s)) is not None
         )
         return tuple(sorted(time_s for time_s in times if time_s > now_s))
+
+    def is_any_drafting(self, now_s: float) -> bool:
+        """Whether a session is between its verdict and its next window, and not silent for very long."""
+        return any(
+            now_s - answered_s < max(_SILENCE_S, _SILENCE_GAPS * self._gap_s.get(sid, self.usual_gap_s))
+            for sid, answered_s in self._answered_s.items()
+        )
 
     def dry_s(self, now_s: float) -> tuple[float, ...]:
         """When the text of sessions that are drafting runs dry, of those where it has not."""

@@ -100,7 +100,7 @@ class Planner:
         """The step under way has ended: `n_tokens` took `step_s`."""
         self._is_running = False
         self._idle_since_s = now_s
-        self.cost.observe(n_tokens, step_s)
+        self.cost.observe(n_tokens + self._rows.extra_tokens(step_s), step_s)
         self._rows.step_done(step_s)
 
     def step_failed(self) -> None:

@@ -16,6 +16,9 @@ from edge_verifier.policies import Pace, Policy
 from edge_verifier.step_cost import StepCost
 from edge_verifier.work import Work
 
+_RISE_WEIGHT, _FALL_WEIGHT = 0.8, 0.3
+_LEAST_PRICE, _HIGHEST_PRICE = 0.5, 16.0
+
 
 @dataclass(frozen=True)
 class PlannerLimits:
@@ -34,7 +37,7 @@ class PlannerLimits:
     min_tokens: int = 64
     max_tokens: int = 4096
     fixed_times: float = 4.0
-    prefill_share: float = 0.4
+    prefill_share: float = 0.3
     short_prompt: int = 256
     short_share: float = 1.0
     min_chunk: int = 16
@@ -59,7 +62,9 @@ class StepRows:
         self._arrivals = arrivals
         self._usual_windows_s = 0.0  # usual time of a step's windows, without the chunks beside them
         self._prompt_tokens_s = 0.0  # how fast prompts get on while some wait; 0 while unknown
+        self._prompt_price = 1.0  # of a prompt's token, in tokens of windows
         self._is_prompt_left = False
+        self._is_alone = True  # no session but those with prompts
         self._n_window_tokens = self._n_prompt_tokens = 0  # of the rows chosen last
 
     @property
@@ -68,6 +73,20 @@ class StepRows:
         limits = self._limits
         tokens = limits.fixed_times * self._cost.fixed_s / self._cost.per_token_s
         return int(min(max(tokens, limits.min_tokens), limits.max_tokens))
+
+    def extra_tokens(self, step_s: float) -> float:
+        """What the prompt tokens of the rows chosen last cost beyond so many of windows, in these.
+
+        A prompt's tokens look at more keys the further they stand in it. Their price is learned apart, so
+        that it neither spoils the price of windows nor lets chunks grow while a prompt gets dearer.
+        """
+        n_prompt = self._n_prompt_tokens
+        if n_prompt:
+            excess_s = step_s - self._cost.predict_s(self._n_window_tokens)
+            price = min(max(excess_s / (n_prompt * self._cost.per_token_s), _LEAST_PRICE), _HIGHEST_PRICE)
+            weight = _RISE_WEIGHT if price > self._prompt_price else _FALL_WEIGHT
+            self._prompt_price += weight * (price - self._prompt_price)
+        return (self._prompt_price - 1.0) * n_prompt
 
     def step_done(self, step_s: float) -> None:
         """The step of the rows chosen last has ended."""
@@ -92,6 +111,7 @@ class StepRows:
         rows = list(_fitting(needed, self.budget_tokens - reserved, at_least=1))
         in_time = [task.deadline_s for task in needed if task.sid not in yielding]
         room = self._room(_n_tokens(rows), reserved, in_time, now_s)
+        self._is_alone = not windows and not self._arrivals.is_any_drafting(now_s)
         chunks = list(self._chunks(prompts, _n_tokens(rows), room + reserved, now_s))
         room -= max(0, _n_tokens(chunks) - reserved)
         rows += _fitting(others, room, at_least=0 if rows or chunks else 1)
@@ -171,7 +191,7 @@ class StepRows:
         queue = _without_followers(self._overdue_first(short_first, now_s))
         n_taken = 0
         for i, task in enumerate(queue):
-            left = min(room, max(self._limits.min_chunk, self._cap(task, n_used, now_s))) - n_taken
+            left = min(room, max(self._limits.min_chunk, self._cap(task, n_used))) - n_taken
             if i == 0 and task is not short_first[0]:
                 left = min(left, self._limits.min_chunk)
             whole = task.n_prefill + task.n_final
@@ -180,13 +200,17 @@ class StepRows:
                 n_taken += n_tokens
                 yield PlannedRow(task.sid, n_tokens)
 
-    def _cap(self, prompt: Work, n_window_tokens: int, now_s: float) -> int:
-        """Most prompt tokens of a step once `prompt` is among them: few beside others' windows."""
-        if n_window_tokens == 0 and not self._arrivals.expected_s(now_s):
+    def _cap(self, prompt: Work, n_window_tokens: int) -> int:
+        """Most prompt tokens of a step once `prompt` is among them: few beside others' windows.
+
+        A step without windows counts as one with them, for those that come while it runs wait for its end.
+        """
+        if self._is_alone:
             return self._limits.max_tokens
         share = self._limits.short_share if self._is_short(prompt) else self._limits.prefill_share
         windows_s = max(self._usual_windows_s, self._cost.predict_s(n_window_tokens))
-        return int(share * windows_s / self._cost.per_token_s)
+        room_s = (1.0 + share) * windows_s - self._cost.predict_s(n_window_tokens)
+        return int(room_s / (self._cost.per_token_s * self._prompt_price))
 
     def _is_short(self, prompt: Work) -> bool:
         return prompt.n_cached + prompt.n_prefill <= self._limits.short_prompt
