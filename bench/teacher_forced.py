@@ -33,9 +33,9 @@ from protocol.noise import gumbel, row_key
 from protocol.sampler import choose
 
 TARGET = Path(__file__).parents[1] / "provisioning/pair/target"
-TOLERANCE = 0.5
-"""Logits. Two batches of the bundled target were seen to differ by less than half of it in bf16."""
-MOST_EXCEPTIONS = 0.05
+TOLERANCE = 0.25
+"""Logits; the largest gap seen over 50 answers of the bundled target (2,873 tokens) is 0.15."""
+MOST_EXCEPTIONS = 0.03
 """Of all tokens."""
 TOGETHER = 8
 N_DRAFT = 4
