@@ -64,7 +64,7 @@ class StepRows:
         self._prompt_tokens_s = 0.0  # how fast prompts get on while some wait; 0 while unknown
         self._prompt_price = 1.0  # of a prompt's token, in tokens of windows
         self._is_prompt_left = False
-        self._is_alone = True  # no session but those with prompts
+        self._n_windows = 0  # that waited when rows were chosen last
         self._n_window_tokens = self._n_prompt_tokens = 0  # of the rows chosen last
 
     @property
@@ -104,6 +104,7 @@ class StepRows:
         ordered, yielding = self._in_order(tasks, now_s)
         prompts = [task for task in ordered if task.n_prefill > 0]
         windows = self._overdue_first([task for task in ordered if task.n_prefill == 0], now_s)
+        self._n_windows = len(windows)
         n_forced = int(bool(windows) and self._is_overdue(windows[0], now_s))
         needed = [task for i, task in enumerate(windows) if i < n_forced or task.sid not in yielding]
         others = [task for task in windows[n_forced:] if task.sid in yielding]
@@ -111,7 +112,6 @@ class StepRows:
         rows = list(_fitting(needed, self.budget_tokens - reserved, at_least=1))
         in_time = [task.deadline_s for task in needed if task.sid not in yielding]
         room = self._room(_n_tokens(rows), reserved, in_time, now_s)
-        self._is_alone = not windows and not self._arrivals.is_any_drafting(now_s)
         chunks = list(self._chunks(prompts, _n_tokens(rows), room + reserved, now_s))
         room -= max(0, _n_tokens(chunks) - reserved)
         rows += _fitting(others, room, at_least=0 if rows or chunks else 1)
@@ -191,7 +191,7 @@ class StepRows:
         queue = _without_followers(self._overdue_first(short_first, now_s))
         n_taken = 0
         for i, task in enumerate(queue):
-            left = min(room, max(self._limits.min_chunk, self._cap(task, n_used))) - n_taken
+            left = min(room, max(self._limits.min_chunk, self._cap(task, n_used, now_s))) - n_taken
             if i == 0 and task is not short_first[0]:
                 left = min(left, self._limits.min_chunk)
             whole = task.n_prefill + task.n_final
@@ -200,12 +200,12 @@ class StepRows:
                 n_taken += n_tokens
                 yield PlannedRow(task.sid, n_tokens)
 
-    def _cap(self, prompt: Work, n_window_tokens: int) -> int:
+    def _cap(self, prompt: Work, n_window_tokens: int, now_s: float) -> int:
         """Most prompt tokens of a step once `prompt` is among them: few beside others' windows.
 
         A step without windows counts as one with them, for those that come while it runs wait for its end.
         """
-        if self._is_alone:
+        if self._n_windows == 0 and not self._arrivals.is_any_drafting(now_s):
             return self._limits.max_tokens
         share = self._limits.short_share if self._is_short(prompt) else self._limits.prefill_share
         windows_s = max(self._usual_windows_s, self._cost.predict_s(n_window_tokens))
