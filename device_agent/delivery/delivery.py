@@ -163,6 +163,7 @@ class Delivery:
     def _handle(self, event: _Event) -> None:
         match event:
             case Received(topic, payload) if topic == self._offer_topic:
+                self._spare_the_link()
                 try:
                     self._desk.offered(payload)
                 finally:
@@ -177,6 +178,11 @@ class Delivery:
                 self._desk.link_changed(is_up=isinstance(event, Connected))
             case _:
                 pass
+
+    def _spare_the_link(self) -> None:
+        """An offer is long: once it is here, a reconnect to the same session at the broker brings no copy."""
+        if self._link is not None and not self.offered.is_set():
+            self._link.subscribe([Subscription(self._offer_topic, retain_handling=1)])
 
     def _ask(self, request: ModelRequest) -> None:
         if self._link is None:

@@ -80,6 +80,27 @@ def test_30_mib_over_a_link_that_is_cut_20_times_are_sent_at_most_a_tenth_twice(
     assert n_down <= 1.1 * size
 
 
+def test_an_offer_comes_once_and_not_at_every_reconnect(depot: LiveFleet, tmp_path: Path) -> None:
+    """It is tens of kilobytes long; a new session at the broker, and a new process, still get it."""
+    staged = ModelStore(depot.directory).stage(padded_model(tmp_path / "once.gguf", 2 * MIB, b"1"), "once")
+    offer_to(depot, "once", staged.offer)
+    with TcpProxy("127.0.0.1", depot.broker.device_port) as proxy:
+        home = make_home(depot, tmp_path / "home", "once", port=proxy.port)
+        for _ in range(2):
+            with DeliveringDevice(home, limit_kib_per_s=1) as device:
+                assert device.delivery.offered.wait(WAIT_S)
+                device.link.wait_subscribed(WAIT_S)
+                n_down = device.link.traffic.downlink_bytes
+                assert n_down > len(encode(staged.offer))
+                for n_connects in (2, 3):
+                    proxy.cut()
+                    proxy.mend()
+                    until(lambda n=n_connects: device.link.traffic.n_connects == n)
+                    device.link.wait_subscribed(WAIT_S)
+                time.sleep(0.2)
+                assert device.link.traffic.downlink_bytes < n_down + 3 * 16_500
+
+
 def test_a_device_that_is_killed_goes_on_where_it_was(
     depot: LiveFleet, model_server: ModelServer, tmp_path: Path
 ) -> None:
@@ -104,7 +125,10 @@ def test_a_device_that_is_killed_goes_on_where_it_was(
     assert model_server.n_sent_bytes <= size + 2 * (WINDOW_BLOCKS * BLOCK_BYTES + staged.manifest.chunk_bytes)
 
 
-def test_a_service_that_is_killed_is_missed_for_a_moment_only(depot: LiveFleet, tmp_path: Path) -> None:
+def test_a_service_that_is_killed_is_missed_for_a_moment_only(
+    depot: LiveFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pull, "FIRST_TIMEOUT_S", 0.5)
     staged = ModelStore(depot.directory).stage(padded_model(tmp_path / "served.gguf", 3 * MIB), "served")
     offer_to(depot, "served", staged.offer)
     with DeliveringDevice(make_home(depot, tmp_path / "home", "served"), limit_kib_per_s=1024) as device:
