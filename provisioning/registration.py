@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from protocol.errors import ConfigError, ModelError
@@ -52,7 +53,13 @@ def register(
             shows_progress=shows_progress,
         )
         found, origin = found.resolve(), source
-    model = LocalModel(name, found, origin, is_downloaded=not is_local, facts=read_facts(found))
+    try:
+        facts = read_facts(found)
+    except ModelError:
+        if not is_local:  # a download that was cut off is kept to be gone on with; this one is of no use
+            shutil.rmtree(catalogue.download_folder(name), ignore_errors=True)
+        raise
+    model = LocalModel(name, found, origin, is_downloaded=not is_local, facts=facts)
     catalogue.add(model)
     return model
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ConfigError, ModelError
+from provisioning import registration
 from provisioning.bundled_models import bundled_models
 from provisioning.catalogue import bundled_pair
 from provisioning.local_catalogue import (
@@ -109,6 +110,27 @@ def test_drafts_fit_by_vocabulary_and_size_only(tmp_path: Path, draft: Path) -> 
     assert fitting["target"] == ("draft", "draft-micro", "claimed")
     assert fitting["draft"] == ("draft-micro",)
     assert fitting[stranger.name] == ()
+
+
+def test_a_download_that_is_no_model_leaves_nothing(
+    tmp_path: Path, draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = iter((b"no GGUF", draft.read_bytes()))
+
+    def download(_: str, folder: Path, **__: object) -> Path:
+        folder.mkdir(parents=True)
+        (folder / "m.gguf").write_bytes(next(contents))
+        return folder / "m.gguf"
+
+    monkeypatch.setattr(registration, "download_model", download)
+    catalogue = LocalCatalogue(tmp_path / "models")
+    with pytest.raises(ModelError, match="not a usable GGUF file"):
+        register(catalogue.folder, "owner/name")
+    assert not catalogue.download_folder("name").exists()
+    model = register(catalogue.folder, "owner/name")
+    assert (model.source, model.is_downloaded) == ("owner/name", True)
+    catalogue.remove("name")
+    assert not catalogue.download_folder("name").exists()
 
 
 @pytest.mark.parametrize("source", ["nothing-here", "./missing.gguf", "a/b/c"])
