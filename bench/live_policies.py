@@ -44,7 +44,6 @@ FLEET = "bench"
 N_LINKS = 16
 N_PROMPTS = 8
 READY_S = 180.0
-TAIL_S = 15.0
 VOCAB_SIZE = 4096
 
 
@@ -120,7 +119,7 @@ class LiveSite:
         started_s = self.timeline.now_s
         for device, each in zip(devices, sessions, strict=True):
             self.timeline.after(each.opens_s, device.open)
-        until_s = started_s + load.seconds + TAIL_S
+        until_s = started_s + max(each.opens_s + each.needed_s for each in sessions)
         while self.timeline.now_s < until_s and any(device.finished is None for device in devices):
             self._take(min(0.1, self.timeline.run_due()))
         self.timeline.clear()

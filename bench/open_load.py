@@ -77,6 +77,11 @@ class Visitor:
     habits: DeviceHabits
     seed: int
 
+    @property
+    def needed_s(self) -> float:
+        """From its opening to the time when its reader needs the last token."""
+        return FIRST_TOKEN_S + len(self.truth) / self.rate_tokens_s
+
 
 Answers = Callable[[random.Random, int, int], tuple[tuple[int, ...], tuple[int, ...]]]
 """A prompt of so many tokens, and the target's answer of at most so many."""

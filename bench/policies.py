@@ -1,6 +1,6 @@
 """Goodput of the batch policies under the same open-loop load, on a virtual clock with recorded step times.
 
-    python -m bench.policies [--steps FILE] [--mixes chat near long rates jitter] [--loads 4 8 16 24 32 48 64]
+    python -m bench.policies [--steps FILE] [--mixes chat near long rates jitter] [--loads 4 8 16 24 32 64]
 
 A token counts when it is committed by the time that its reader needs it (the first after 2 s, then `--rate` a
 second); a session is served when 95 % of its tokens do. Session table, planner, policies and judging are the
@@ -212,8 +212,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=Path, default=RECORDED, help="recorded step times")
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=[*MIXES])
-    parser.add_argument("--loads", type=int, nargs="+", default=[4, 8, 16, 24, 32, 48, 64])
-    parser.add_argument("--rate", type=float, default=8.0, help="tokens a second that a reader needs")
+    parser.add_argument("--loads", type=int, nargs="+", default=[4, 8, 16, 24, 32, 64])
+    parser.add_argument("--rate", type=float, default=4.0, help="tokens a second that a reader needs")
     parser.add_argument("--seconds", type=float, default=30.0, help="virtual time in which sessions open")
     parser.add_argument("--seeds", type=int, default=10, help="runs for each policy, mix and load")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the table as SVG")

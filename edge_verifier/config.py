@@ -58,7 +58,7 @@ class VerifierConfig(BaseModel):
     policy: PolicyName = "deadline"
     batch_size: int = Field(default=8, ge=1, le=4096)
     max_hold_s: float = Field(default=0.25, ge=0.0, le=10.0)
-    hold_fixed: float = Field(default=1.0, ge=0.0, le=10.0)
+    hold_fixed: float = Field(default=0.5, ge=0.0, le=10.0)
     max_sessions: int | None = Field(default=None, ge=1)
     min_idle_s: float = Field(default=2.0, ge=0.0)
     max_backlog_s: float = Field(default=10.0, gt=0.0)

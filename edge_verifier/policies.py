@@ -15,8 +15,8 @@ from edge_verifier.work import Work
 
 PolicyName = Literal["deadline", "greedy", "static"]
 
-_SAVING = 0.6
-"""What a saved fixed part counts beside idle time; chosen on seeds that `bench.policies` does not evaluate."""
+_SAVING = 0.3
+"""What a saved fixed part counts beside idle time; chosen on seeds that `bench.policies` leaves alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,35 +64,40 @@ class Policy(Protocol):
         """When to start if nothing else happens; at or before `now_s` means at once."""
         ...
 
-    def is_late(self, task: Work, end_s: float) -> bool:
-        """Whether a task gives way to others; `end_s` is when it is done if it goes now."""
+    def is_late(self, task: Work, end_s: float, text_s: float) -> bool:
+        """Whether a task gives way to others.
+
+        Args:
+            end_s: when it is done if it goes now.
+            text_s: how long the text of a verdict usually lasts its reader.
+        """
         ...
 
-    def need_s(self, task: Work, end_s: float) -> float:
+    def need_s(self, task: Work, end_s: float, *, is_late: bool) -> float:
         """Lower goes first, among those that are late and among those that are not."""
         ...
 
-    def longest_step_s(self, pace: Pace) -> float | None:
-        """How long prompts and what gives way may make a step; None for no bound but the budget."""
+    def longest_step_s(self, pace: Pace, *, for_late: bool) -> float | None:
+        """How long prompts, or what is late, may make a step; None for no bound but the budget."""
         ...
 
 
 class InOrderOfArrival:
     """First come, first served; nothing gives way."""
 
-    def is_late(self, task: Work, end_s: float) -> bool:
+    def is_late(self, task: Work, end_s: float, text_s: float) -> bool:
         """See `Policy.is_late`."""
-        del task, end_s
+        del task, end_s, text_s
         return False
 
-    def need_s(self, task: Work, end_s: float) -> float:
+    def need_s(self, task: Work, end_s: float, *, is_late: bool) -> float:
         """See `Policy.need_s`."""
-        del end_s
+        del end_s, is_late
         return task.arrived_s
 
-    def longest_step_s(self, pace: Pace) -> float | None:
+    def longest_step_s(self, pace: Pace, *, for_late: bool) -> float | None:
         """See `Policy.longest_step_s`."""
-        del pace
+        del pace, for_late
         return None
 
 
@@ -107,13 +112,14 @@ class Deadline:
     groups of sessions that take turns become one. What is saved counts for less than what is lost, because
     windows are only expected, and while they are held others come that would have gone with the next step.
 
-    Order: earliest deadline first, among those that can still be met. Under overload, serving everybody alike
-    would make everybody late. So what is late gives way, the least late first, since it is soonest of use
-    again: as many readers as possible are served at their rate, and the others get what is left.
+    Order: earliest deadline first, among those that can still be met by half of what a verdict brings. Under
+    overload, serving everybody alike would make everybody late. So what is late gives way, the least late
+    first, since it is soonest of use again: as many readers as possible are served at their rate, and the
+    others get what is left.
 
     Length: a window that has just missed a step waits for it and is served by the next. So a step may last
-    half as long as the text of a verdict does; or, where all have more text than that in hand, half as long
-    as the least of it.
+    half as long as the text of a verdict does; or, where readers have more in hand, half of the least that
+    any of them has for what is late, and as much as three readers of four have for prompts in time.
 
     Attributes:
         hold_fixed: longest hold of an idle engine, in fixed parts of a step, from the time when it could have
@@ -121,7 +127,7 @@ class Deadline:
         max_hold_s: longest hold in any case.
     """
 
-    hold_fixed: float = 1.0
+    hold_fixed: float = 0.5
     max_hold_s: float = 0.25
 
     def start_s(self, outlook: Outlook) -> float:
@@ -138,21 +144,23 @@ class Deadline:
                 best_s, least_share_s = expected_s, share_s
         return best_s
 
-    def is_late(self, task: Work, end_s: float) -> bool:
+    def is_late(self, task: Work, end_s: float, text_s: float) -> bool:
         """See `Policy.is_late`."""
-        return task.deadline_s < end_s
+        return task.deadline_s + text_s / 2 < end_s
 
-    def need_s(self, task: Work, end_s: float) -> float:
+    def need_s(self, task: Work, end_s: float, *, is_late: bool) -> float:
         """See `Policy.need_s`."""
-        return end_s - task.deadline_s if self.is_late(task, end_s) else task.deadline_s
+        return end_s - task.deadline_s if is_late else task.deadline_s
 
-    def longest_step_s(self, pace: Pace) -> float | None:
+    def longest_step_s(self, pace: Pace, *, for_late: bool) -> float | None:
         """See `Policy.longest_step_s`."""
         if pace.text_s is None or not (pace.waiting_due_s or pace.drafting_dry_s):
             return None
         usual_s = pace.text_s / 2
-        dues_s = [*pace.waiting_due_s, *(dry_s - usual_s for dry_s in pace.drafting_dry_s)]
-        return max(usual_s, (min(dues_s) - pace.now_s) / 2)
+        dues_s = sorted([*pace.waiting_due_s, *(dry_s - usual_s for dry_s in pace.drafting_dry_s)])
+        if for_late:
+            return max(usual_s, (dues_s[0] - pace.now_s) / 2)
+        return max(usual_s, dues_s[(len(dues_s) - 1) // 4] - pace.now_s)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,14 @@ class PlannedRow:
     n_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Tokens that prompts in time, and what is late, may add to a step."""
+
+    for_prompts: int
+    for_late: int
+
+
 class StepRows:
     """Chooses rows, and learns from the steps they made."""
 
@@ -112,9 +120,9 @@ class StepRows:
         rows = list(_fitting(needed, self.budget_tokens - reserved, at_least=1))
         in_time = [task.deadline_s for task in needed if task.sid not in yielding]
         room = self._room(_n_tokens(rows), reserved, in_time, now_s)
-        chunks = list(self._chunks(prompts, _n_tokens(rows), room + reserved, now_s))
-        room -= max(0, _n_tokens(chunks) - reserved)
-        rows += _fitting(others, room, at_least=0 if rows or chunks else 1)
+        chunks = list(self._chunks(prompts, yielding, _n_tokens(rows), room, now_s))
+        left = room.for_late - _n_tokens(chunks)
+        rows += _fitting(others, left, at_least=0 if rows or chunks else 1)
         self._n_window_tokens, self._n_prompt_tokens = _n_tokens(rows), _n_tokens(chunks)
         self._is_prompt_left = self._n_prompt_tokens < sum(task.n_prefill for task in prompts)
         return (*rows, *chunks)
@@ -145,8 +153,9 @@ class StepRows:
         n_ahead = 0
         for task in sorted(tasks, key=lambda task: (task.deadline_s, task.arrived_s, task.sid)):
             end_s = now_s + self._time_s(task, n_ahead)
-            need_s[task.sid] = self._policy.need_s(task, end_s)
-            if self._policy.is_late(task, end_s):
+            is_late = self._policy.is_late(task, end_s, self._arrivals.usual_text_s or 0.0)
+            need_s[task.sid] = self._policy.need_s(task, end_s, is_late=is_late)
+            if is_late:
                 late.add(task.sid)
             else:
                 n_ahead += task.n_prefill
@@ -171,28 +180,35 @@ class StepRows:
 
     # ---- tokens
 
-    def _room(self, n_used: int, reserved: int, due_s: Sequence[float], now_s: float) -> int:
-        """Tokens for prompts and for what gives way, beside `n_used` in windows that do not."""
-        room = self.budget_tokens - n_used - reserved
+    def _room(self, n_used: int, reserved: int, due_s: Sequence[float], now_s: float) -> _Room:
+        """What is left beside `n_used` tokens in windows that do not give way."""
         pace = Pace(
             now_s,
             text_s=self._arrivals.usual_text_s,
             waiting_due_s=tuple(due_s),
             drafting_dry_s=self._arrivals.dry_s(now_s),
         )
-        longest_s = self._policy.longest_step_s(pace)
-        if longest_s is not None:
-            room = min(room, int((longest_s - self._cost.predict_s(n_used)) / self._cost.per_token_s))
-        return max(0, room)
 
-    def _chunks(self, prompts: list[Work], n_used: int, room: int, now_s: float) -> Iterable[PlannedRow]:
-        """Prompts one after another, the short ones first, an overdue one's few tokens before all."""
-        short_first = sorted(prompts, key=lambda task: not self._is_short(task))
-        queue = _without_followers(self._overdue_first(short_first, now_s))
+        def tokens(*, for_late: bool) -> int:
+            room = self.budget_tokens - n_used
+            longest_s = self._policy.longest_step_s(pace, for_late=for_late)
+            if longest_s is not None:
+                room = min(room, int((longest_s - self._cost.predict_s(n_used)) / self._cost.per_token_s))
+            return max(reserved, room)
+
+        return _Room(tokens(for_late=False), tokens(for_late=True))
+
+    def _chunks(
+        self, prompts: list[Work], yielding: set[int], n_used: int, room: _Room, now_s: float
+    ) -> Iterable[PlannedRow]:
+        """Prompts one after another: a few tokens of an overdue one, those in time, the short ones first."""
+        in_order = sorted(prompts, key=lambda task: (task.sid in yielding, not self._is_short(task)))
+        queue = _without_followers(self._overdue_first(in_order, now_s))
         n_taken = 0
         for i, task in enumerate(queue):
-            left = min(room, max(self._limits.min_chunk, self._cap(task, n_used, now_s))) - n_taken
-            if i == 0 and task is not short_first[0]:
+            most = room.for_late if task.sid in yielding else room.for_prompts
+            left = min(most, max(self._limits.min_chunk, self._cap(task, n_used, now_s))) - n_taken
+            if i == 0 and task is not in_order[0]:
                 left = min(left, self._limits.min_chunk)
             whole = task.n_prefill + task.n_final
             n_tokens = whole if whole <= left else min(task.n_prefill, left)

@@ -107,8 +107,8 @@ def test_many_that_wait_are_not_held_for_one() -> None:
 
 
 def test_the_hold_follows_the_fixed_part_of_a_step() -> None:
-    outlook = Outlook(0.0, 0.0, idle_since_s=-1.0, n_waiting=1, expected_s=(0.02,), step_s=0.1, fixed_s=0.05)
-    assert Deadline().start_s(outlook) == 0.02
+    outlook = Outlook(0.0, 0.0, idle_since_s=-1.0, n_waiting=1, expected_s=(0.01,), step_s=0.1, fixed_s=0.05)
+    assert Deadline().start_s(outlook) == 0.01
     assert Deadline().start_s(replace(outlook, fixed_s=0.015)) == 0.0
 
 
@@ -116,7 +116,7 @@ def test_a_hold_that_costs_more_idle_time_than_a_shared_step_saves_is_not_made()
     """Sixteen wait, sixteen come in 90 ms: two steps in turns are faster than one after a hold."""
     outlook = Outlook(0.0, 0.0, 0.0, n_waiting=16, expected_s=(0.09,) * 16, step_s=0.2, fixed_s=0.075)
     assert Deadline(hold_fixed=2.0).start_s(outlook) == 0.0
-    assert Deadline().start_s(replace(outlook, expected_s=(0.03,) * 16)) == 0.03
+    assert Deadline().start_s(replace(outlook, expected_s=(0.02,) * 16)) == 0.02
 
 
 @given(

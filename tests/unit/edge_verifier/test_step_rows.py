@@ -123,16 +123,28 @@ def test_a_prompt_whose_first_token_cannot_be_in_time_waits_for_those_that_can()
     assert late == {52}
 
 
-def test_a_step_lasts_half_of_a_verdicts_text_or_half_of_what_all_have_in_hand() -> None:
+def test_what_is_late_makes_a_step_no_longer_than_readers_have_text_for() -> None:
     policy = Deadline()
     tight = Pace(NOW_S, 0.4, waiting_due_s=(NOW_S + 0.1, NOW_S + 2.0), drafting_dry_s=())
-    assert policy.longest_step_s(tight) == pytest.approx(0.2)
+    assert policy.longest_step_s(tight, for_late=True) == pytest.approx(0.2)
     ample = Pace(NOW_S, 0.4, waiting_due_s=(NOW_S + 1.0,), drafting_dry_s=(NOW_S + 1.6,))
-    assert policy.longest_step_s(ample) == pytest.approx(0.5)
+    assert policy.longest_step_s(ample, for_late=True) == pytest.approx(0.5)
     soon_back = Pace(NOW_S, 0.4, waiting_due_s=(NOW_S + 1.0,), drafting_dry_s=(NOW_S + 0.8,))
-    assert policy.longest_step_s(soon_back) == pytest.approx(0.3)
-    assert policy.longest_step_s(Pace(NOW_S, None, (NOW_S + 1.0,), ())) is None
-    assert policy.longest_step_s(Pace(NOW_S, 0.4, (), ())) is None
+    assert policy.longest_step_s(soon_back, for_late=True) == pytest.approx(0.3)
+    assert policy.longest_step_s(Pace(NOW_S, None, (NOW_S + 1.0,), ()), for_late=True) is None
+    assert policy.longest_step_s(Pace(NOW_S, 0.4, (), ()), for_late=True) is None
+
+
+def test_prompts_in_time_make_a_step_as_long_as_three_readers_of_four_allow() -> None:
+    dues_s = tuple(NOW_S + each_s for each_s in (0.1, 0.9, 1.0, 1.1, 1.2))
+    assert Deadline().longest_step_s(Pace(NOW_S, 0.4, dues_s, ()), for_late=False) == pytest.approx(0.9)
+    assert Deadline().longest_step_s(Pace(NOW_S, 0.4, (NOW_S,), ()), for_late=False) == pytest.approx(0.2)
+
+
+def test_a_window_is_late_when_half_of_what_it_brings_would_be() -> None:
+    assert not Deadline().is_late(work(1, slack_s=0.1), NOW_S + 0.29, text_s=0.4)
+    assert Deadline().is_late(work(1, slack_s=0.1), NOW_S + 0.31, text_s=0.4)
+    assert not Greedy().is_late(work(1, slack_s=-9.0), NOW_S, text_s=0.4)
 
 
 tasks = st.lists(
