@@ -45,3 +45,13 @@ def test_coefficients_stay_positive_and_finite(steps: list[tuple[int, float]]) -
         cost.observe(n_tokens, step_s)
     assert 0 < cost.per_token_s < float("inf")
     assert 0 <= cost.fixed_s < float("inf")
+
+
+def test_steps_of_one_size_do_not_change_what_a_token_costs() -> None:
+    cost = StepCost()
+    for n_tokens in (20, 80, 40, 160, 60, 120):
+        cost.observe(n_tokens, 0.07 + 0.001 * n_tokens)
+    for _ in range(500):
+        cost.observe(80, 0.15)
+    assert cost.per_token_s == pytest.approx(0.001, rel=0.1)
+    assert cost.predict_s(80) == pytest.approx(0.15, rel=0.02)

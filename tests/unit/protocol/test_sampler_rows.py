@@ -15,6 +15,7 @@ from protocol.coupling import Ends, JudgedWindow, judge, judge_together
 from protocol.errors import ModelError
 from protocol.messages import SamplerSettings
 from protocol.noise import row_key, row_keys
+from protocol.sampler import choose
 from protocol.sampler_rows import ChoiceRow, choose_rows
 
 Rows = NDArray[np.float32]
@@ -64,12 +65,23 @@ def test_every_row_gets_the_token_of_the_canonical_sampler(
     assert choose_rows(rows) == [row.token() for row in rows]
 
 
-def test_a_winner_that_is_no_candidate_is_left_to_the_canonical_sampler() -> None:
+def test_a_winner_that_is_no_candidate_is_left_to_the_canonical_sampler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With many logits hardly below the bound some row's noisy maximum is not among its top k."""
     logits = np.random.default_rng(0).uniform(0.0, 1e-3, (400, 2048)).astype(np.float32)
     asked = [SamplerSettings(temperature=1.0, top_k=2, seed=seed) for seed in range(400)]
     rows = [ChoiceRow(row, each, 5) for row, each in zip(logits, asked, strict=True)]
-    assert choose_rows(rows) == [row.token() for row in rows]
+    expected = [row.token() for row in rows]
+    asked_again: list[int] = []
+
+    def canonical(row: Rows, each: SamplerSettings, position: int) -> int:
+        asked_again.append(position)
+        return choose(row, each, position)
+
+    monkeypatch.setattr(sampler_rows, "choose", canonical)
+    assert choose_rows(rows) == expected
+    assert 0 < len(asked_again) < len(rows)
 
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
