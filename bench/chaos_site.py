@@ -21,7 +21,8 @@ from bench.link_emulator import EmulatedLink, LinkEmulator
 from bench.link_scenario import PERFECT, Scenario
 from broker_config.private_broker import PrivateBroker
 from cli.provisioned import provision
-from protocol.errors import BrokerError
+from device_agent.agent import DeviceAgent
+from protocol.errors import BrokerError, LinkError
 from provisioning.bundle import install
 from provisioning.fleet_directory import FleetDirectory
 
@@ -200,6 +201,27 @@ class ChaosSite:
             life.is_wanted_dead = True
             self.start(name)
         return [f"{life.name} ended by itself: exit code {life.process.returncode}" for _, life in ended]
+
+    def wait_ready(self, agent: DeviceAgent, within_s: float) -> None:
+        """Return once `agent`, of this process, can open sessions.
+
+        Raises:
+            LinkError: not in time.
+            RuntimeError: a process has ended by itself; with the last line that it said.
+        """
+        deadline_s = time.monotonic() + within_s
+        while True:
+            try:
+                agent.wait_ready(1.0)
+            except LinkError:
+                for name, life in self._running.items():
+                    if life.process.poll() is not None:
+                        said = (self.records / f"{name}.log").read_text().splitlines()[-1:]
+                        raise RuntimeError(f"{life.name} ended by itself: {' '.join(said)}") from None
+                if time.monotonic() > deadline_s:
+                    raise
+            else:
+                return
 
     def settle(self, within_s: float) -> list[str]:
         """Have the devices finish and end; those that do not."""

@@ -38,7 +38,7 @@ from protocol.packet_size import publish_size
 from protocol.topics import STATE
 
 WINDOW_OF = 8
-READY_S = 120.0
+READY_S = 300.0
 PAUSE_GOAL_S = 2.0
 SHARE_GOAL = 0.6
 N_DELAYS = 2000
@@ -139,7 +139,7 @@ def measure(profile: str, n_answers: int, n_tokens: int, folder: Path) -> Row:
         ):
             home = site.install(f"dev-{name}", Scenario.named(profile), "draft")
             agent = parts.enter_context(agent_of(home, controller=controller))
-            agent.wait_ready(READY_S)
+            site.wait_ready(agent, READY_S)
             runs.append(talk(agent, site.links[f"dev-{name}"], n_answers, n_tokens))
             threading.Event().wait(0.5)
     retained, written = _retained(site.records, "dev-own")

@@ -75,7 +75,7 @@ def record_links(recording: Recording, module: ModuleType) -> None:
             endpoint: Endpoint,
             options: LinkOptions,
             on_event: Callable[[LinkEvent], None],
-            clock: Callable[[], float] = time.monotonic,
+            *rest: Any,  # noqa: ANN401 - passed on
         ) -> None:
             self._recording_lock = threading.Lock()
             self._sequences: dict[int, int] = {}
@@ -85,7 +85,7 @@ def record_links(recording: Recording, module: ModuleType) -> None:
                 self._record(event)
                 on_event(event)
 
-            super().__init__(endpoint, options, record, clock)
+            super().__init__(endpoint, options, record, *rest)
 
         def publish(self, topic: str, payload: bytes, **options: Any) -> int:  # noqa: ANN401 - passed on
             if not _is_session(topic):

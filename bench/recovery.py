@@ -34,7 +34,7 @@ from protocol.identifiers import SLOTS
 GOALS_S = {"verifier killed": 2.0, "verifier black-holed": 8.0, "broker restarted": 3.0}
 BROKER_DOWN_S = 2.0
 HOLE_S = 30.0
-READY_S = 120.0
+READY_S = 300.0
 CALM_S = 5.0
 PROMPT = "tell me a long story about this house"
 
@@ -142,7 +142,7 @@ def measure(n_sessions: int, n_repeats: int, folder: Path) -> tuple[dict[str, li
             home = site.install(f"dev-{number + 1}", PERFECT)
             agents.append(parts.enter_context(new_agent("bundled", home, TablePace())))
         for agent in agents:
-            agent.wait_ready(READY_S)
+            site.wait_ready(agent, READY_S)
         talks = [Talk(agents[number % n_devices]) for number in range(n_sessions)]
         recovery = Recovery(site, talks)
         recovery.calm_down()
