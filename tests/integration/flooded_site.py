@@ -68,8 +68,15 @@ class Site:
         """`sled fleet serve` beside it."""
         with ExitStack() as parts:
             n_before = self.live.broker.log.count("as fleet.watch")
-            self._start(parts, "serve", "fleet", "serve")
-            wait_until(lambda: self.live.broker.log.count("as fleet.watch") > n_before, 90.0)
+            service = self._start(parts, "serve", "fleet", "serve")
+            wait_until(
+                lambda: (
+                    self.live.broker.log.count("as fleet.watch") > n_before
+                    or service.process.poll() is not None
+                ),
+                90.0,
+            )
+            assert service.process.poll() is None, service.stderr
             yield
 
     def n_audited(self, action: str) -> int:

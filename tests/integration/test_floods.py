@@ -72,7 +72,9 @@ def test_a_device_that_floods_without_limit_is_quarantined_and_the_round_returns
             took_s = time.monotonic() - began_s
             assert took_s < QUARANTINED_WITHIN_S
             medians_s = session.medians_s(BACK_WITHIN_S)
-            rows = json.loads(site.command("fleet", "ls", "--json").stdout)
+            done = site.command("fleet", "ls", "--json")
+            assert done.exit_code == 0, done.stderr
+            rows = json.loads(done.stdout)
             row = next(row for row in rows if row["device"] == "flood")
             assert row["presence"] == "quarantined"
             assert "flooded verifier v1" in row["problem"]
