@@ -1,4 +1,4 @@
-"""Quotas as the user of a device meets them: a short wait is waited for, a long one ends the turn in a line."""
+"""Quotas as the user of a device meets them: a short wait is waited out, a long one ends the turn."""
 
 from __future__ import annotations
 
