@@ -85,7 +85,7 @@ def test_a_device_that_floods_without_limit_is_quarantined_and_the_round_returns
     assert min(medians_s) < FACTOR * quiet_s, (medians_s, quiet_s)
     assert site.n_audited("quarantine-in-force") == n_before + 1
     assert site.command("fleet", "quarantine", "lift", "flood").exit_code == 0
-    with site.live.link("flood", Recorder()):
+    with site.live.link("flood", Recorder(), is_clean_start=True, session_expiry_s=0):
         pass
 
 
