@@ -2,7 +2,8 @@
 
 Elsewhere: foreign topics read and written in every role (test_acl); strangers, foreign CAs, the wrong
 listener and stolen client ids (test_link_trust); revoked certificates (test_revocation); claims
-(test_enrolment); windows that no verifier should work for (test_verifier_service).
+(test_enrolment); windows that no verifier should work for (test_verifier_service); sessions beside
+floods, and quarantine, with real verifier and operator's service (test_floods).
 """
 
 from __future__ import annotations
