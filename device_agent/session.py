@@ -111,10 +111,18 @@ class DeviceSession(SessionTurns):
     def drafted(self, request: int, tokens: Sequence[int], seconds: float, now_s: float) -> list[Action]:
         """The next tokens of a draft request, which took `seconds`."""
         self._controller.observe_draft(len(tokens), seconds)
-        self._text.add_drafts(request, tokens, seconds)
+        self._text.add_drafts(request, self._up_to_end(tokens), seconds)
         if self.is_active:
             self._show_unverified()
         return self._advance(now_s)
+
+    def _up_to_end(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Drafts without what a drafter that goes on says after the end of the answer."""
+        stop_ids = self._options.stop_ids
+        if self._text.ends_at(stop_ids):
+            return ()
+        end = next((i for i, token in enumerate(tokens) if token in stop_ids), len(tokens))
+        return tokens[: end + 1]
 
     def draft_done(self, request: int, now_s: float) -> list[Action]:
         """The drafter has handed in all that it will for `request`."""

@@ -81,6 +81,6 @@ def _turn(conversation: Conversation, begin: Callable[[], Iterator[ChatEvent]], 
             screen.show(event)
     except KeyboardInterrupt:
         conversation.stop()
-        screen.note("\nstopped")
+        screen.note("stopped")
     except (SessionError, ModelError) as refusal:
         screen.note(f"{refusal}; {refusal.hint}" if refusal.hint else str(refusal))

@@ -65,6 +65,7 @@ class Printer:
         if self._tail is not None:
             output.drawn(self._tail.erase())
             if sys.stderr.isatty():
+                output.drawn("\n" if self._tail.is_mid_line else "")
                 self._tail = Tail()
         diagnostics.say(text) if not sys.stderr.isatty() else self._dim(text)
 

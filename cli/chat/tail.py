@@ -32,6 +32,11 @@ class Tail:
         """What is shown as unverified now."""
         return self._tail
 
+    @property
+    def is_mid_line(self) -> bool:
+        """Whether the text that stands for good ends within a line."""
+        return self._cells > 0
+
     def append(self, text: str) -> str:
         """What to write for text that stands for good; the tail must have been taken back."""
         _, newline, last = text.rpartition("\n")

@@ -54,4 +54,4 @@ def test_a_note_takes_back_what_is_unverified(
     printer.note("stopped")
     printer.show(UnverifiedText("next", (2,)))
     printer.note("stopped")
-    assert capsys.readouterr().out == "Hi\x1b[2m there\x1b[0m\r\x1b[2C\x1b[J\x1b[2mnext\x1b[0m\r\x1b[J"
+    assert capsys.readouterr().out == "Hi\x1b[2m there\x1b[0m\r\x1b[2C\x1b[J\n\x1b[2mnext\x1b[0m\r\x1b[J"

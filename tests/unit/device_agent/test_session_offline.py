@@ -56,6 +56,20 @@ def test_the_draft_model_goes_on_to_the_end_and_says_so() -> None:
     assert len(world.answer()) == n_committed, "nothing of it is committed"
 
 
+def test_nothing_is_shown_after_the_end_of_a_local_answer() -> None:
+    """A drafter asked for many tokens at once goes on past the end."""
+
+    def ending(tokens: tuple[int, ...], settings: SamplerSettings) -> int | None:
+        return STOP_ID if len(tokens) == 30 else perfect(tokens, settings)
+
+    world = cut_off(ending)
+    assert world.told.unverified.count(STOP_ID) == 1
+    assert world.told.unverified[-1] == STOP_ID
+    assert len(PROMPT) + len(world.answer()) + len(world.told.unverified) == 31
+    world.set_link(is_up=True)
+    finish(world)
+
+
 def test_a_short_gap_shows_nothing_unverified() -> None:
     world = cut_off(for_s=0.8)
     assert world.told.unverified == ()
