@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,10 +57,13 @@ class TransformersEngine:
         kv_bytes: int = 2 << 30,
         group: RankGroup | None = None,
     ) -> None:
-        loaded = load_model(target, dtype=dtype, device=device, group=group)
-        self._runner = StepRunner(loaded)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        # Loading computes, too. Done on another thread it would leave torch two pools, together larger than
+        # the machine; libgomp then no longer spins at barriers, and each small call takes 80 us more.
+        load = partial(load_model, target, dtype=dtype, device=device, group=group)
         try:
+            loaded = self._thread.submit(load).result()
+            self._runner = self._thread.submit(StepRunner, loaded).result()
             n_blocks = self._thread.submit(prepare, self._runner, loaded, n_threads, kv_bytes).result()
         except BaseException:
             self._thread.shutdown()
