@@ -221,7 +221,8 @@ def test_a_packet_that_breaks_the_rules_ends_its_senders_connection_only(
 ) -> None:
     with RawClient(live_fleet.endpoint("evil"), "evil") as evil:
         evil.send(attack)
-        evil.send(packet(0xC0, b""))
+        with contextlib.suppress(OSError):  # it may be out already
+            evil.send(packet(0xC0, b""))
         assert evil.is_thrown_out()
     assert pair.round_s() < WAIT_S
     assert pair.n_losses == 0
