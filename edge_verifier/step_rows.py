@@ -121,8 +121,9 @@ class StepRows:
         in_time = [task.deadline_s for task in needed if task.sid not in yielding]
         room = self._room(_n_tokens(rows), reserved, in_time, now_s)
         chunks = list(self._chunks(prompts, yielding, _n_tokens(rows), room, now_s))
-        left = room.for_late - _n_tokens(chunks)
-        rows += _fitting(others, left, at_least=0 if rows or chunks else 1)
+        if len(rows) == len(needed):
+            left = room.for_late - _n_tokens(chunks)
+            rows += _fitting(others, left, at_least=0 if rows or chunks else 1)
         self._n_window_tokens, self._n_prompt_tokens = _n_tokens(rows), _n_tokens(chunks)
         self._is_prompt_left = self._n_prompt_tokens < sum(task.n_prefill for task in prompts)
         return (*rows, *chunks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_verifier.arrivals import Arrivals
@@ -204,6 +204,7 @@ def _check_in_time(
     st.lists(st.tuples(st.integers(0, 5), st.integers(1, 33), st.floats(-2.0, 2.0)), min_size=1, max_size=60),
     st.sampled_from(["deadline", "greedy", "static"]),
 )
+@example([(0, 1, 0.0), (0, 1, -1.0), (1, 1, 0.0), (2, 33, 0.0), (3, 33, 0.0), (4, 33, 0.0)], "deadline")
 def test_no_device_gets_a_second_window_while_another_gets_none(
     drawn: list[tuple[int, int, float]], name: PolicyName
 ) -> None:
