@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import ssl
@@ -23,7 +24,8 @@ class LinkSocket(ssl.SSLSocket):
     """An SSL socket that remembers why the other end refused us, and may shed what nobody wants.
 
     In TLS 1.3 a broker judges our certificate after the handshake has ended for us, so that the refusal
-    comes as an alert with the first read.
+    comes as an alert with the first read; or the connection is gone before we have written anything, and
+    the alert lies unread.
 
     Attributes:
         inlet: what is received goes through it.
@@ -47,6 +49,17 @@ class LinkSocket(ssl.SSLSocket):
             if piece := self._ready.read(buflen):
                 return piece
         raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "nothing but what is shed")
+
+    def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401 - the overridden signature
+        """As `ssl.SSLSocket.send`; where it fails, an alert that came before goes to `refusal`."""
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._received(_RECORD_BYTES, 0)
+            raise
 
     def pending(self) -> int:
         """As `ssl.SSLSocket.pending`, with what has passed the inlet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import select
 import socket
 import ssl
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from protocol.errors import LinkError
 from protocol.link import Connected, Disconnected, Endpoint, Link, LinkOptions, Published, TlsFiles
+from protocol.link_tls import LinkSocket
 from protocol.topics import WINDOW
 from provisioning.fleet_directory import FleetDirectory
 from tests.live_fleet import FAST, WAIT_S, LiveFleet, Recorder
@@ -46,6 +48,25 @@ def test_a_backend_certificate_does_not_open_the_device_listener(live_fleet: Liv
     backend = live_fleet.endpoint("verifier.v1")
     with _refused(dataclasses.replace(backend, port=live_fleet.broker.device_port)) as failure:
         assert "refused our certificate" in str(failure)
+
+
+def test_a_refusal_is_named_also_when_the_broker_has_hung_up_before_we_write(
+    live_fleet: LiveFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a busy machine. Only the moment is made up: after the handshake we wait for the reset."""
+    handshake = LinkSocket.do_handshake
+
+    def then_wait(self: LinkSocket, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the overridden one
+        handshake(self, block)
+        end = select.poll()
+        end.register(self.fileno(), 0)
+        assert end.poll(1000 * WAIT_S)
+
+    monkeypatch.setattr(LinkSocket, "do_handshake", then_wait)
+    device = live_fleet.endpoint("dev-a")
+    with _refused(dataclasses.replace(device, port=live_fleet.broker.backend_port)) as failure:
+        assert "refused our certificate" in str(failure)
+        assert not failure.is_retryable
 
 
 def test_a_claim_opens_neither(live_fleet: LiveFleet) -> None:
