@@ -31,6 +31,7 @@ QUIET_S = 0.5
 _OLDEST_TESTED = (2, 0, 11)
 _CAVEATS = (
     ((2, 0, 12), "20 expired messages at the head of a sleeping client's queue stall it (Debian 12)"),
+    ((2, 0, 12), "a client that asks for a session with an end can crash it at a reload: have it restarted"),
     ((2, 0, 23), "per_listener_settings true loses offline queues: leave it false"),
     ((2, 1, 0), "an unreadable revocation list at a reload lets everyone in: replace it in one step"),
 )

@@ -202,15 +202,14 @@ def _limits() -> list[Directive]:
             " retained topics that one subscription matches, because those are queued at once.",
         ),
         Directive(
-            "max_queued_bytes", 16_777_216, "Bounds what one sleeping client can cost: 16 MiB of memory."
+            "max_queued_bytes",
+            16_777_216,
+            "Bounds what one sleeping client can cost: 16 MiB of memory. A device's session ends when it is"
+            " revoked: persistent_client_expiration is left out, since Mosquitto 2.0.11 can crash at a"
+            " reload where sessions end by themselves.",
         ),
         Directive("queue_qos0_messages", "false", "Telemetry that nobody could take is worth nothing later."),
         Directive(
             "max_keepalive", 120, "A vanished client is noticed, and its will published, within 3 minutes."
-        ),
-        Directive(
-            "persistent_client_expiration",
-            "14d",
-            "Sessions of clients that never come back are forgotten after two weeks.",
         ),
     ]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import errno
+import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,8 +23,9 @@ from broker_config.configuration import (
     render_acl_of,
     render_configuration,
 )
+from broker_config.free_ports import check_is_free, choose_ports
 from broker_config.probe import find_mosquitto
-from broker_config.running_broker import RELOADING, RunningBroker, replace_text
+from broker_config.running_broker import RunningBroker, replace_text
 from protocol.errors import BrokerError
 
 _START_S = 10.0
@@ -34,6 +34,11 @@ _POLL_S = 0.01
 _ATTEMPTS = 5
 """Free ports may be taken by others between choosing and binding them."""
 _RUNNING = b" running"
+_MOST_CRASHES = 3
+_CRASH_SPAN_S = 60.0
+"""More crashes than that within this time have a cause that a start does not cure."""
+
+_logger = logging.getLogger(__name__)
 
 
 class PrivateBroker:
@@ -71,6 +76,7 @@ class PrivateBroker:
         self._process: subprocess.Popen[bytes] | None = None
         self._reaped = threading.Event()
         self._log_start = 0
+        self._crashes_s: list[float] = []
 
     def __enter__(self) -> Self:
         binary = find_mosquitto()
@@ -131,6 +137,25 @@ class PrivateBroker:
         if self._process is None or self._process.poll() is not None:
             raise self._failure("the broker has ended")
 
+    def revive(self) -> bool:
+        """Start it again, on the same ports, when a signal has ended it; whether that was so.
+
+        It comes back with the state that it saved last, at most half a minute old.
+
+        Raises:
+            BrokerError: it has ended by itself, does not start, or crashes again and again.
+        """
+        ended = None if self._process is None else self._process.poll()
+        if self._process is not None and ended is None:
+            return False
+        now_s = time.monotonic()
+        self._crashes_s = [at_s for at_s in self._crashes_s if now_s - at_s < _CRASH_SPAN_S] + [now_s]
+        if ended is None or ended >= 0 or len(self._crashes_s) > _MOST_CRASHES:
+            raise self._failure("the broker has ended")
+        _logger.warning("the broker was ended by %s; it is started again", signal.Signals(-ended).name)
+        self.restart()
+        return True
+
     def reload(self, files: BrokerFiles | None = None) -> None:
         """Write configuration and access list again, for `files` if given, and have them read.
 
@@ -141,9 +166,9 @@ class PrivateBroker:
         """
         self._files = files or self._files
         self._write()
-        log_size = self.log_file.stat().st_size
-        self._signal(signal.SIGHUP)
-        self._wait_for(RELOADING, log_size, "the broker did not read its new files")
+        self.check()
+        if self._process is not None:
+            RunningBroker(self._directory, self._process.pid, self._bound).signal_reload()
 
     def kill(self) -> None:
         """End it as a power cut would: nothing is saved, no connection is closed properly."""
@@ -175,9 +200,9 @@ class PrivateBroker:
     def _start_somewhere(self, binary: Path) -> None:
         for name, port in self._fixed.items():
             if port is not None:
-                _check_is_free(self._listen, port, name)
+                check_is_free(self._listen, port, name)
         for attempt in range(1, _ATTEMPTS + 1):
-            ports = self._choose_ports()
+            ports = choose_ports(self._listen, self._fixed)
             try:
                 self._start(binary, ports)
             except BrokerError:
@@ -185,19 +210,6 @@ class PrivateBroker:
                     raise
             else:
                 return
-
-    def _choose_ports(self) -> BrokerPorts:
-        wanted = {**self._fixed, "admin": None}
-        holders: list[socket.socket] = []
-        try:
-            for name, port in wanted.items():
-                if port is None:
-                    holders.append(_hold("127.0.0.1" if name == "admin" else self._listen, 0))
-                    wanted[name] = holders[-1].getsockname()[1]
-        finally:
-            for holder in holders:
-                holder.close()
-        return BrokerPorts(host=self._listen, **{name: int(port or 0) for name, port in wanted.items()})
 
     def _start(self, binary: Path, ports: BrokerPorts) -> None:
         self._ports = ports
@@ -294,23 +306,3 @@ class PrivateBroker:
         errors = [line for line in lines if ": Error" in line] or lines[-1:]
         said = f": {errors[0].partition(': ')[2] or errors[0]}" if errors else ""
         return BrokerError(f"{trouble}{said}", hint=f"its log: {self.log_file}")
-
-
-def _check_is_free(host: str, port: int, name: str) -> None:
-    try:
-        _hold(host, port).close()
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise BrokerError(
-                f"the broker cannot listen on {host}:{port}: {error.strerror}",
-                hint="choose an address of this machine and a port above 1023",
-            ) from error
-        raise BrokerError(
-            f"port {port}, wanted for {name}, is in use by another program",
-            hint="stop that program, or choose another port",
-        ) from error
-
-
-def _hold(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family)

@@ -20,6 +20,8 @@ RELOADING = b"Reloading config"
 """What Mosquitto logs when it reads its files again, in the step in which it does."""
 _RECORD = "running.json"
 _RELOAD_S = 5.0
+_REPEAT_S = 0.2
+"""Mosquitto loses a signal that comes while it still reads for the one before: then it is sent again."""
 _POLL_S = 0.005
 
 
@@ -63,23 +65,67 @@ class RunningBroker:
         New rules hold for live connections at once; certificates and revocation lists for new ones.
 
         Raises:
-            BrokerError: it has ended, belongs to another user, or does not react.
+            BrokerError: it has ended, also while reading; it belongs to another user, or does not react.
         """
-        log = self.directory / "mosquitto.log"
+        now = self._now()
         try:
             replace_text(self.directory / "acl", render_acl_of(files))
-            log_size = log.stat().st_size
-            os.kill(self.pid, signal.SIGHUP)
+            now.signal_reload()
         except OSError as error:
             raise BrokerError(
-                f"the broker with process id {self.pid} cannot be reloaded: {error.strerror}",
+                f"the broker with process id {now.pid} cannot be reloaded: {error.strerror}",
                 hint="run this as the user who runs the broker",
             ) from error
-        deadline_s = time.monotonic() + _RELOAD_S
+
+    def signal_reload(self) -> None:
+        """Have the files read that are there now; returns when it has begun, before anybody else is served.
+
+        Raises:
+            OSError: it belongs to another user.
+            BrokerError: it has ended, or does not react.
+        """
+        log = self.directory / "mosquitto.log"
+        log_size = log.stat().st_size
+        started_s = time.monotonic()
+        signal_s = 0.0
         while RELOADING not in _tail(log, log_size):
-            if time.monotonic() > deadline_s:
+            now_s = time.monotonic()
+            if not self._is_alive():
+                raise self._ended()
+            if now_s - started_s > _RELOAD_S:
                 raise BrokerError("the broker did not read its new files", hint=f"its log: {log}")
+            if now_s >= signal_s:
+                self._hang_up()
+                signal_s = now_s + _REPEAT_S
             time.sleep(_POLL_S)
+
+    def _hang_up(self) -> None:
+        try:
+            os.kill(self.pid, signal.SIGHUP)
+        except ProcessLookupError:
+            raise self._ended() from None
+
+    def check(self) -> None:
+        """Do nothing while a broker runs from the directory.
+
+        Raises:
+            BrokerError: it has ended.
+        """
+        self._now()
+
+    def _now(self) -> RunningBroker:
+        """The broker of the directory, which may have crashed and come back with another process id."""
+        found = RunningBroker.find(self.directory)
+        if found is None:
+            raise self._ended()
+        return found
+
+    def _ended(self) -> BrokerError:
+        log = self.directory / "mosquitto.log"
+        return BrokerError(
+            f"the broker with process id {self.pid} has ended",
+            hint=f"start it again and repeat this; its log: {log}",
+        )
 
     def _is_alive(self) -> bool:
         """Whether the process id is still that broker's and not reused by another program."""

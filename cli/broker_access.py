@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 FILES_VARIABLE = "SLED_BROKER_FILES"
 _RELOAD_TIMEOUT_S = 60.0
+_READ_S = 0.3
+"""Mosquitto loses a reload that is asked for while it still reads for the one before."""
 
 
 def access_to(
@@ -42,7 +45,7 @@ def access_to(
     running = RunningBroker.find(fleet.path / "broker")
     if running is not None and reload_command is None:
         local = (running.host, running.ports.admin)
-        return BrokerAccess(running.host, running.ports.devices, local, running.reload)
+        return BrokerAccess(running.host, running.ports.devices, local, running.reload, check=running.check)
     if reload_command is None:
         return None
     stored = BrokerAddress.of(fleet.path, None)
@@ -86,6 +89,7 @@ def _push(command: list[str], files: BrokerFiles, directory: Path) -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise BrokerError(f"{command[0]} failed: {said[0]}", hint="run it by hand, then repeat this")
+    time.sleep(_READ_S)
 
 
 def _command(text: str) -> list[str]:

@@ -103,6 +103,6 @@ class Site:
         return self.verifier.wait_ready(timeout_s)
 
     def check(self) -> None:
-        """Raise when broker or verifier has ended."""
-        self.broker.check()
+        """Start a broker that has crashed again; raise when broker or verifier has ended otherwise."""
+        self.broker.revive()
         self.verifier.check()

@@ -10,6 +10,8 @@ from protocol.errors import ConfigError
 
 MAX_PACKET_BYTES = 65_536
 """Largest MQTT packet in either direction, equal to the broker's `max_packet_size`."""
+ENDLESS_S = 0xFFFF_FFFF
+"""MQTT's session expiry that never comes."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class LinkOptions:
     Attributes:
         identity: client id; equal to the certificate's CN, which the broker enforces.
         keepalive_s: a half-open connection is noticed after at most twice this time.
-        session_expiry_s: how long the broker keeps subscriptions and queued messages while we are away.
+        session_expiry_s: how long the broker keeps subscriptions and queued messages while we are away. Only
+            0 and `ENDLESS_S` are safe: Mosquitto 2.0.11 can crash at a reload where sessions have an end.
         is_clean_start: True drops such a session at each connect; with `session_expiry_s=0` nothing is ever
             queued for a dead process.
         max_queue: publishes that may wait or be unacknowledged; one more is refused.
@@ -72,7 +75,7 @@ class LinkOptions:
 
     identity: str
     keepalive_s: int = 15
-    session_expiry_s: int = 3600
+    session_expiry_s: int = ENDLESS_S
     is_clean_start: bool = False
     will: Will | None = None
     max_queue: int = 1000

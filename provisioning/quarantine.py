@@ -168,7 +168,8 @@ def _tell(fleet: FleetDirectory, reload: Reload | None) -> None:
 def _kick(fleet: FleetDirectory, device_id: str, access: BrokerAccess) -> None:
     """End its connection; without an admin listener by a certificate of its name, made after the list."""
     if access.admin is not None:
-        take_over(Endpoint(*access.admin, fleet.endpoint_tls(".".join(OPERATOR))), device_id)
+        admin = Endpoint(*access.admin, fleet.endpoint_tls(".".join(OPERATOR)))
+        take_over(admin, device_id, access.check)
         return
     with stand_in(fleet, device_id) as tls:
-        take_over(access.devices(tls), device_id)
+        take_over(access.devices(tls), device_id, access.check)

@@ -28,6 +28,8 @@ from provisioning.fleet_directory import OPERATOR, FleetDirectory
 from provisioning.stand_in import stand_in
 
 TIMEOUT_S = 10.0
+_REVIVED_S = 3.0
+"""A broker that has crashed is back within this time where somebody starts it again."""
 _PROOF_S = 5.0
 _POLL_S = 0.1
 
@@ -39,6 +41,7 @@ class BrokerAccess:
     Attributes:
         admin: host and port of the listener where the client id is free; None when there is none in reach.
         reload: have the broker take over access list and revocation lists; returns when it has.
+        check: raise a `BrokerError` where the broker is known to have ended.
     """
 
     host: str
@@ -46,6 +49,7 @@ class BrokerAccess:
     admin: tuple[str, int] | None
     reload: Callable[[BrokerFiles], None]
     server_name: str | None = None
+    check: Callable[[], None] = lambda: None
 
     def devices(self, tls: TlsFiles) -> Endpoint:
         """The device listener."""
@@ -99,30 +103,31 @@ def revoke(fleet: FleetDirectory, device_id: str, access: BrokerAccess) -> Revoc
     n_certificates = revoke_on_paper(fleet, device_id)
     access.reload(fleet.broker_files(spared=device_id))
     if access.admin is not None:
-        take_over(Endpoint(*access.admin, fleet.endpoint_tls(".".join(OPERATOR))), device_id)
+        admin = Endpoint(*access.admin, fleet.endpoint_tls(".".join(OPERATOR)))
+        take_over(admin, device_id, access.check)
     disconnected_s = time.monotonic() - started_s
     with stand_in(fleet, device_id) as tls:
-        n_cleared = clear_retained(fleet, device_id, access.devices(tls))
+        n_cleared = clear_retained(fleet, device_id, access, tls)
         if access.admin is None:  # then the stand-in has just taken its connection over
             disconnected_s = time.monotonic() - started_s
         fleet.registry.revoke_certificate(_serial(tls))
         fleet.write_revocation_list("device")
         access.reload(fleet.broker_files())
-        refusal = _refusal(access.devices(tls), device_id)
+        refusal = _refusal(access, tls, device_id)
     prove_others_pass(fleet, access)
     fleet.audit.append("revoke-proven", device_id, disconnected_s=round(disconnected_s, 3), refusal=refusal)
     return Revocation(device_id, n_certificates, round(disconnected_s, 3), n_cleared, refusal)
 
 
-def clear_retained(fleet: FleetDirectory, device_id: str, endpoint: Endpoint) -> int:
-    """Clear what a device can have retained, connected as this device; the number of topics.
+def clear_retained(fleet: FleetDirectory, device_id: str, access: BrokerAccess, tls: TlsFiles) -> int:
+    """Clear what a device can have retained, connected as this device with `tls`; the number of topics.
 
     Raises:
-        LinkError: the broker cannot be reached, or does not take it.
+        LinkError, BrokerError: the broker cannot be reached, or does not take it.
     """
     answers: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
     topics = tuple(_retained_topics(fleet, device_id))
-    with _connected(endpoint, device_id, answers.put) as link:
+    with _connected(access.devices(tls), device_id, access.check, answers.put) as link:
         waiting = {link.publish(topic, b"", is_retained=True) for topic in topics}
         deadline_s = time.monotonic() + TIMEOUT_S
         while waiting:
@@ -142,7 +147,7 @@ def prove_others_pass(fleet: FleetDirectory, access: BrokerAccess) -> None:
         LinkError: it is not: revocation list or CA of the broker are wrong for everyone.
     """
     probe = f"probe-{secrets.token_hex(6)}"
-    with stand_in(fleet, probe) as tls, _connected(access.devices(tls), probe):
+    with stand_in(fleet, probe) as tls, _connected(access.devices(tls), probe, access.check):
         pass
 
 
@@ -155,22 +160,29 @@ def _retained_topics(fleet: FleetDirectory, device_id: str) -> Iterator[str]:
         yield channel.topic(fleet.fleet, d=device_id)
 
 
-def take_over(endpoint: Endpoint, identity: str) -> None:
-    """End the connection of `identity` by taking its client id, and leave no session of it behind."""
-    with _connected(endpoint, identity):
+def take_over(endpoint: Endpoint, identity: str, check: Callable[[], None] = lambda: None) -> None:
+    """End the connection of `identity` by taking its client id, and leave no session of it behind.
+
+    Args:
+        check: raises when the broker is known to have ended, so that nobody waits for it.
+
+    Raises:
+        LinkError, BrokerError: the broker cannot be reached, or refuses.
+    """
+    with _connected(endpoint, identity, check):
         pass
 
 
-def _refusal(endpoint: Endpoint, identity: str) -> str:
+def _refusal(access: BrokerAccess, tls: TlsFiles, identity: str) -> str:
     """How the broker refuses this certificate.
 
     Raises:
-        BrokerError: it does not, for as long as is reasonable.
+        BrokerError: it does not, for as long as is reasonable; or it has ended.
     """
     deadline_s = time.monotonic() + _PROOF_S
     while time.monotonic() < deadline_s:
         try:
-            take_over(endpoint, identity)
+            take_over(access.devices(tls), identity, access.check)
         except LinkError as error:
             if not error.is_retryable:
                 return str(error)
@@ -184,14 +196,23 @@ def _refusal(endpoint: Endpoint, identity: str) -> str:
 
 @contextmanager
 def _connected(
-    endpoint: Endpoint, identity: str, on_event: Callable[[LinkEvent], None] = lambda _: None
+    endpoint: Endpoint,
+    identity: str,
+    check: Callable[[], None],
+    on_event: Callable[[LinkEvent], None] = lambda _: None,
 ) -> Iterator[Link]:
-    """A link that keeps nothing and is kept nothing for."""
+    """A link that keeps nothing and is kept nothing for; a broker that has ended is not waited for."""
     options = LinkOptions(identity, is_clean_start=True, session_expiry_s=0)
     link = Link(endpoint, options, on_event)
     link.start()
     try:
-        link.wait_connected(TIMEOUT_S)
+        try:
+            link.wait_connected(_REVIVED_S)
+        except LinkError as error:
+            if not error.is_retryable:
+                raise
+            check()
+            link.wait_connected(TIMEOUT_S - _REVIVED_S)
         yield link
     finally:
         link.stop()

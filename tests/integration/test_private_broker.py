@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -65,15 +66,15 @@ def test_a_free_port_taken_in_the_last_moment_is_replaced(
     files: BrokerFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as rival:
-        choose = PrivateBroker._choose_ports
+        choose = private_broker.choose_ports
         chosen = []
 
-        def unlucky(broker: PrivateBroker) -> private_broker.BrokerPorts:
-            ports = choose(broker)
+        def unlucky(listen: str, fixed: Mapping[str, int | None]) -> private_broker.BrokerPorts:
+            ports = choose(listen, fixed)
             chosen.append(ports)
             return dataclasses.replace(ports, devices=rival.getsockname()[1]) if len(chosen) == 1 else ports
 
-        monkeypatch.setattr(PrivateBroker, "_choose_ports", unlucky)
+        monkeypatch.setattr(private_broker, "choose_ports", unlucky)
         with PrivateBroker(files, tmp_path) as broker:
             assert broker.device_port == chosen[1].devices
 
@@ -102,6 +103,37 @@ def test_its_end_is_noticed(own_fleet: LiveFleet) -> None:
     own_fleet.broker.kill()
     with pytest.raises(BrokerError, match="has ended"):
         own_fleet.broker.check()
+
+
+def test_a_crashed_one_is_started_again_on_its_ports_unless_it_goes_on_crashing(own_fleet: LiveFleet) -> None:
+    broker = own_fleet.broker
+    assert not broker.revive()
+    port = broker.device_port
+    with own_fleet.link("dev-a", (recorder := Recorder())):
+        recorder.next(Connected)
+        for _ in range(3):
+            _crash(broker)
+            assert broker.revive()
+            assert broker.device_port == port
+            recorder.next(Connected)
+    _crash(broker)
+    with pytest.raises(BrokerError, match="has ended"):
+        broker.revive()
+
+
+def test_one_that_ended_by_itself_is_not_started_again(own_fleet: LiveFleet) -> None:
+    own_fleet.broker.stop()
+    with pytest.raises(BrokerError, match="has ended"):
+        own_fleet.broker.revive()
+
+
+def _crash(broker: PrivateBroker) -> None:
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGSEGV)
+    deadline_s = time.monotonic() + WAIT_S
+    while broker.pid is not None:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("keep_persistence", [True, False])

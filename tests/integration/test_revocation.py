@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from broker_config.configuration import BrokerFiles
 from broker_config.running_broker import RunningBroker
 from cli.broker_address import BrokerAddress
 from protocol.errors import BrokerError, LinkError, ProvisioningError
@@ -17,7 +21,7 @@ from protocol.link import Connected, Disconnected, Published, Received, Subscrip
 from protocol.topics import DESIRED, DEVICE_STATUS, STATE
 from provisioning.fleet_directory import FleetDirectory
 from provisioning.revocation import BrokerAccess, revoke
-from tests.e2e.sled import sled
+from tests.e2e.sled import sled, wait_until
 from tests.live_fleet import WAIT_S, LiveFleet, Recorder
 
 
@@ -37,9 +41,8 @@ def register(live: LiveFleet, *devices: str) -> None:
 def access(live: LiveFleet) -> BrokerAccess:
     running = RunningBroker.find(live.broker.log_file.parent)
     assert running is not None
-    return BrokerAccess(
-        running.host, running.ports.devices, (running.host, running.ports.admin), running.reload
-    )
+    admin = (running.host, running.ports.admin)
+    return BrokerAccess(running.host, running.ports.devices, admin, running.reload, check=running.check)
 
 
 def retained(live: LiveFleet, identity: str, topic: str) -> bool:
@@ -146,6 +149,51 @@ def test_a_broker_that_was_not_reloaded_is_found_out(fleet: LiveFleet) -> None:
     with pytest.raises(BrokerError, match="still lets a revoked certificate in"):
         revoke(fleet.directory, "dev-a", deaf)
     assert fleet.directory.registry.revoked_devices() == ("dev-a",)
+
+
+def crash(live: LiveFleet) -> None:
+    """End the broker as a fault in it does."""
+    pid = live.broker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSEGV)
+    wait_until(lambda: live.broker.pid is None)
+
+
+def test_a_broker_that_dies_of_the_reload_is_reported_at_once(fleet: LiveFleet) -> None:
+    register(fleet, "dev-a")
+    way = access(fleet)
+
+    def deadly(files: BrokerFiles) -> None:
+        way.reload(files)
+        crash(fleet)
+
+    started_s = time.monotonic()
+    with pytest.raises(BrokerError, match=r"process id \d+ has ended") as failure:
+        revoke(fleet.directory, "dev-a", dataclasses.replace(way, reload=deadly))
+    assert time.monotonic() - started_s < 6.0
+    assert "start it again" in failure.value.hint
+    assert fleet.directory.registry.revoked_devices() == ("dev-a",)
+    with pytest.raises(BrokerError, match=r"has ended"):
+        way.reload(fleet.directory.broker_files())
+
+
+def test_a_broker_that_crashes_of_a_reload_and_comes_back_is_survived(fleet: LiveFleet) -> None:
+    register(fleet, "dev-a")
+    way, supervisor = access(fleet), threading.Timer(0.5, fleet.broker.revive)
+
+    def deadly(files: BrokerFiles) -> None:
+        way.reload(files)
+        if not crashed:
+            crashed.append(fleet.broker.pid)
+            crash(fleet)
+            supervisor.start()
+
+    crashed: list[int | None] = []
+    done = revoke(fleet.directory, "dev-a", dataclasses.replace(way, reload=deadly))
+    supervisor.join()
+    assert fleet.broker.pid not in (None, *crashed)
+    assert "revoked" in done.refusal
+    assert "revoked" in refused(fleet, "dev-a")
 
 
 def test_a_revoked_name_is_denied_by_the_access_list_too(fleet: LiveFleet) -> None:
