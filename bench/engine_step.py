@@ -98,12 +98,12 @@ def main() -> None:
     """Parse the command line, measure, print one line per step."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as folder:
-        target = arguments.target or _in_passing(partial(random_target, Path(folder), arguments.shape))
+        target = arguments.target or in_passing(partial(random_target, Path(folder), arguments.shape))
         engine = TransformersEngine(
             target, dtype=arguments.dtype, device=arguments.device, n_threads=arguments.threads
         )
         dtype = getattr(torch, engine.info.dtype)
-        plain = _in_passing(partial(AutoModelForCausalLM.from_pretrained, target, dtype=dtype))
+        plain = in_passing(partial(AutoModelForCausalLM.from_pretrained, target, dtype=dtype))
         plain.to(arguments.device)
     torch.set_num_threads(arguments.threads)
     print(describe_machine())
@@ -127,7 +127,7 @@ def main() -> None:
         arguments.record.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _in_passing(call: Callable[[], T]) -> T:
+def in_passing(call: Callable[[], T]) -> T:
     """Call on a thread that ends with it, and with it its pool of threads.
 
     While two threads have pools, libgomp no longer spins at barriers, which slows both.
@@ -279,7 +279,7 @@ def _plain_s(
             model(input_ids=ids, use_cache=False).logits.float().cpu()
         return clock() - started_s
 
-    return engine._thread.submit(passed_s).result()  # noqa: SLF001 - as `_in_passing`: one pool for both
+    return engine._thread.submit(passed_s).result()  # noqa: SLF001 - as `in_passing`: one pool for both
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 
 import edge_verifier.conductor as conductor_module
-from bench.engine_step import SHAPES, random_target
+from bench.engine_step import SHAPES, in_passing, random_target
 from bench.machine import describe_machine
 from broker_config.private_broker import PrivateBroker
 from edge_verifier.admission import Admission, Admitted
@@ -260,7 +261,7 @@ def linked(folder: Path) -> Iterator[Link]:
     identity = f"verifier.{VERIFIER}"
     with PrivateBroker(fleet.broker_files(), folder / "broker") as broker:
         endpoint = Endpoint(broker.host, broker.backend_port, fleet.endpoint_tls(identity))
-        link = Link(endpoint, LinkOptions(identity), lambda _event: None)
+        link = Link(endpoint, LinkOptions(identity), lambda _event: None, on_shed=lambda _shed: None)
         link.start()
         try:
             link.wait_connected(WAIT_S)
@@ -277,7 +278,8 @@ def main() -> int:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="sled-bench-")))
         name, target = "bundled", Path(__file__).parents[1] / "provisioning/pair/target"
         if arguments.shape:
-            name, target = arguments.shape, random_target(folder / "model", arguments.shape)
+            name = arguments.shape
+            target = in_passing(partial(random_target, folder / "model", name))
         elif arguments.target:
             name, target = arguments.target.name, arguments.target
         engine = load_engine(

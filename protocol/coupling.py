@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,10 @@ from numpy.typing import NDArray
 
 from protocol.messages import Finished, SamplerSettings
 from protocol.sampler import Logits, choose
-from protocol.sampler_rows import ChoiceRow, choose_rows
+from protocol.sampler_rows import ChoiceRows, choose_rows
+
+_VALUES_AT_ONCE = 1 << 16
+"""Logits of one window that are looked at in one go, perhaps some in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +103,46 @@ class JudgedWindow:
 def judge_together(windows: Sequence[JudgedWindow]) -> list[Judgement | None]:
     """Judge windows of many sessions: what `judge` says of each, in less time than one after the other.
 
-    Position by position over all windows, so that nothing is chosen beyond a window's first mismatch or end.
+    Some positions of all windows at a time, so that little is chosen beyond a window's first mismatch or end.
 
     Returns:
         None for windows with logits that are not finite where they count; `judge` raises for these.
     """
     judgements: list[Judgement | None] = [None] * len(windows)
-    going_on = [*range(len(windows))]
-    for n in count():
-        if not going_on:
-            return judgements
-        rows = [ChoiceRow(w.logits[n], w.settings, w.base + n) for w in (windows[i] for i in going_on)]
-        chosen = zip(going_on, choose_rows(rows), strict=True)
-        going_on = []
-        for i, token in chosen:
-            if token is None:
-                continue
-            window = windows[i]
-            is_accepted = n < len(window.draft) and token == window.draft[n]
-            finished = window.ends.at(window.base + n + 1, token)
-            if is_accepted and finished is None:
-                going_on.append(i)
-            else:
-                judgements[i] = Judgement((*window.draft[:n], token), n + is_accepted, finished)
-    raise AssertionError("unreachable: windows end")
+    going_on = dict.fromkeys(range(len(windows)), 0)
+    while going_on:
+        chosen = choose_rows([_next_rows(windows[i], start) for i, start in going_on.items()])
+        reached: dict[int, int] = {}
+        for (i, start), tokens in zip(going_on.items(), chosen, strict=True):
+            n_right, judgements[i] = _judged(windows[i], start, tokens)
+            if judgements[i] is None and n_right == len(tokens):
+                reached[i] = start + n_right
+        going_on = reached
+    return judgements
+
+
+def _next_rows(window: JudgedWindow, start: int) -> ChoiceRows:
+    """As many rows as cost less together than another call would."""
+    vocab_size = window.logits.shape[1]
+    n_at_once = 1 if window.settings.top_p < 1.0 else max(1, _VALUES_AT_ONCE // vocab_size)
+    end = min(start + n_at_once, len(window.draft) + 1)
+    return ChoiceRows(window.logits[start:end], window.settings, window.base + start)
+
+
+def _judged(window: JudgedWindow, start: int, tokens: Sequence[int | None]) -> tuple[int, Judgement | None]:
+    """How many of `tokens`, chosen from position `start` on, are drafts after which the window goes on.
+
+    Beside it the judgement, if one of them ends the window; both tell nothing of a token that is None.
+    """
+    draft, ends = window.draft, window.ends
+    for n, token in enumerate(tokens, start):
+        if token is None:
+            return n - start, None
+        is_accepted = n < len(draft) and token == draft[n]
+        finished = ends.at(window.base + n + 1, token)
+        if finished is not None or not is_accepted:
+            return n - start, Judgement((*draft[:n], token), n + is_accepted, finished)
+    return len(tokens), None
 
 
 def decode_alone(

@@ -301,15 +301,18 @@ class Link:
 
     def _hand_over(self) -> None:
         """Give the client what may be sent now; nothing while the socket cannot take more."""
-        has_room = self._client.has_room()
         if self._state.is_connected:
             self._send_subscriptions()
-        while has_room and self._state.is_connected and self._outbox.has_room:
-            outgoing = self._due_retained() or self._outbox.take()
-            if outgoing is None:
-                return
-            self._send(outgoing)
-            has_room = self._client.has_room()
+        sizes: list[int] = []
+        with self._client.together():
+            while self._client.has_room() and self._state.is_connected and self._outbox.has_room:
+                outgoing = self._due_retained() or self._outbox.take()
+                if outgoing is None:
+                    break
+                if self._send(outgoing):
+                    sizes.append(outgoing.packet_bytes)
+        for packet_bytes in sizes:
+            self._traffic.sent(packet_bytes)
 
     def _due_retained(self) -> Outgoing | None:
         try:
@@ -318,14 +321,14 @@ class Link:
             _logger.exception("link %s: the owner failed to make a retained payload", self._options.identity)
             return None
 
-    def _send(self, outgoing: Outgoing) -> None:
+    def _send(self, outgoing: Outgoing) -> bool:
         if outgoing.packet_bytes > self._max_packet_bytes:
             self._answered(outgoing, _PACKET_TOO_LARGE)
-            return
+            return False
         packet_id = self._client.publish(outgoing)
         if outgoing.qos:
             self._outbox.sent(packet_id, outgoing)
-        self._traffic.sent(outgoing.packet_bytes)
+        return True
 
     def _send_subscriptions(self) -> None:
         if removed := self._subscriptions.take_removed():

@@ -12,7 +12,7 @@ import logging
 import selectors
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,6 +37,8 @@ _logger = logging.getLogger(__name__)
 
 _MOST_IN_FLIGHT = 65_535
 """What a broker takes that names no Receive Maximum (MQTT 5, 3.2.2.3.3)."""
+_MOST_UNSENT_BYTES = 65_536
+"""Beyond, packets are not held back any longer."""
 
 
 class Accepted(NamedTuple):
@@ -132,6 +134,8 @@ class LinkClient:
         if connection is None:
             return
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
+        if _n_unsent(connection):
+            events |= selectors.EVENT_WRITE
         self._selector.modify(connection, events)
         for key, ready in self._selector.select(timeout_s):
             if key.fileobj is self._waker.receiver:
@@ -140,6 +144,7 @@ class LinkClient:
             if ready & selectors.EVENT_READ:
                 self._client.loop_read()
             if ready & selectors.EVENT_WRITE:
+                self._flush(connection)
                 self._client.loop_write()
         # Decrypted bytes inside the TLS object are invisible to the selector.
         while self._client.socket() is connection and getattr(connection, "pending", int)():
@@ -182,9 +187,25 @@ class LinkClient:
 
     def has_room(self) -> bool:
         """Whether the socket takes more; what waits is written first."""
+        connection = self._client.socket()
+        if _n_unsent(connection) >= _MOST_UNSENT_BYTES:
+            self._flush(connection)
         if self._client.want_write():
             self._client.loop_write()
-        return not self._client.want_write()
+        return not self._client.want_write() and _n_unsent(connection) < _MOST_UNSENT_BYTES
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is published meanwhile leaves together, at the latest at the end."""
+        connection = self._client.socket()
+        if not isinstance(connection, LinkSocket):
+            yield
+            return
+        connection.hold()
+        try:
+            yield
+        finally:
+            connection.release()
 
     def publish(self, outgoing: Outgoing) -> int:
         """Send a message and return its packet id."""
@@ -210,6 +231,10 @@ class LinkClient:
     def unsubscribe(self, filters: list[str]) -> None:
         """Give filters up."""
         self._client.unsubscribe(filters)
+
+    def _flush(self, connection: Any) -> None:  # noqa: ANN401 - as `_watch`
+        if isinstance(connection, LinkSocket):
+            connection.flush()
 
     # ---- paho
 
@@ -304,6 +329,10 @@ class LinkClient:
         self._callbacks.lost(
             failure or link_failure.connection_lost(self._endpoint, before_login=before_login)
         )
+
+
+def _n_unsent(connection: Any) -> int:  # noqa: ANN401 - as `LinkClient._watch`
+    return connection.n_unsent if isinstance(connection, LinkSocket) else 0
 
 
 def _properties(packet_type: int, **values: int) -> Properties:

@@ -21,7 +21,7 @@ _MOST_READS = 256
 
 
 class LinkSocket(ssl.SSLSocket):
-    """An SSL socket that remembers why the other end refused us, and may shed what nobody wants.
+    """An SSL socket that remembers why the other end refused us, and may hold packets or shed unwanted ones.
 
     In TLS 1.3 a broker judges our certificate after the handshake has ended for us, so that the refusal
     comes as an alert with the first read; or the connection is gone before we have written anything, and
@@ -34,6 +34,8 @@ class LinkSocket(ssl.SSLSocket):
     refusal: str = ""
     inlet: Inlet | None = None
     _ready: io.BytesIO | None = None
+    _is_holding = False
+    _unsent = b""
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """As `ssl.SSLSocket.recv`, through the inlet; a TLS alert is kept in `refusal`."""
@@ -51,7 +53,13 @@ class LinkSocket(ssl.SSLSocket):
         raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "nothing but what is shed")
 
     def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401 - the overridden signature
-        """As `ssl.SSLSocket.send`; where it fails, an alert that came before goes to `refusal`."""
+        """As `ssl.SSLSocket.send`; where it fails, an alert that came before goes to `refusal`.
+
+        While packets are held, or some of them still wait, all of `data` is taken.
+        """
+        if self._is_holding or self._unsent:
+            self._unsent += bytes(data)
+            return len(data)
         try:
             return super().send(data, flags)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -60,6 +68,33 @@ class LinkSocket(ssl.SSLSocket):
             with contextlib.suppress(OSError):
                 self._received(_RECORD_BYTES, 0)
             raise
+
+    @property
+    def n_unsent(self) -> int:
+        """Bytes taken and not sent yet."""
+        return len(self._unsent)
+
+    def hold(self) -> None:
+        """Keep what is sent from now on: many small packets in one record cost hardly more than one."""
+        self._is_holding = True
+
+    def flush(self) -> None:
+        """Send what is held as far as the connection takes it; where it is broken, the next read tells."""
+        while self._unsent:
+            try:
+                # After "try again" OpenSSL wants to see the same bytes; more may follow them.
+                n_sent = super().send(self._unsent)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except OSError:
+                self._unsent = b""
+                return
+            self._unsent = self._unsent[n_sent:]
+
+    def release(self) -> None:
+        """Hold no longer, and send what was held."""
+        self._is_holding = False
+        self.flush()
 
     def pending(self) -> int:
         """As `ssl.SSLSocket.pending`, with what has passed the inlet."""

@@ -25,6 +25,8 @@ round to exactly 1.0, whose noise is infinite."""
 
 _MASK = (1 << 64) - 1
 
+Words = Sequence[int] | NDArray[np.uint64]
+
 
 def _mix(word: int) -> int:
     """SplitMix64's finaliser on one 64-bit integer."""
@@ -47,7 +49,7 @@ def row_key(seed: int, attempt: int, position: int) -> int:
     return key
 
 
-def row_keys(seeds: Sequence[int], attempts: Sequence[int], positions: Sequence[int]) -> NDArray[np.uint64]:
+def row_keys(seeds: Words, attempts: Words, positions: Words) -> NDArray[np.uint64]:
     """The keys of many rows, as `row_key` gives each."""
     keys = np.zeros(len(seeds), np.uint64)
     with np.errstate(over="ignore"):
@@ -82,4 +84,9 @@ def uniforms(key: int | NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDA
 
 def gumbel(key: int | NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """One standard Gumbel variate per token id; always finite."""
-    return -np.log(-np.log(uniforms(key, token_ids)))
+    return gumbel_of(uniforms(key, token_ids))
+
+
+def gumbel_of(uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The Gumbel variates that stand for `uniforms`; the greater the one, the greater the other."""
+    return -np.log(-np.log(uniforms))

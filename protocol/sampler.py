@@ -43,9 +43,9 @@ def candidates(logits: Logits, settings: SamplerSettings) -> Candidates:
     """The candidates of one row of logits [vocab] at a temperature above 0.
 
     Raises:
-        ModelError: a logit is not finite.
+        ModelError: a logit is NaN or infinite, or none is above -infinity.
     """
-    _check_finite(logits)
+    _check(logits)
     top_k = min(settings.top_k or MAX_CANDIDATES, MAX_CANDIDATES, logits.shape[0])
     token_ids = _not_below_kth(logits, top_k)
     scores = logits[token_ids].astype(np.float64) / settings.temperature
@@ -61,10 +61,10 @@ def choose(logits: Logits, settings: SamplerSettings, position: int) -> int:
     A pure function of its arguments: equal logits give equal tokens on every machine.
 
     Raises:
-        ModelError: a logit is not finite.
+        ModelError: a logit is NaN or infinite, or none is above -infinity.
     """
     if settings.temperature == 0.0:
-        _check_finite(logits)
+        _check(logits)
         return int(np.argmax(logits))
     row = candidates(logits, settings)
     noise = gumbel(row_key(settings.seed, settings.attempt, position), row.token_ids)
@@ -73,8 +73,9 @@ def choose(logits: Logits, settings: SamplerSettings, position: int) -> int:
     return int(best.min())
 
 
-def _check_finite(logits: Logits) -> None:
-    if not np.isfinite(logits).all():
+def _check(logits: Logits) -> None:
+    """NaN and infinity are the greatest of the row they stand in; -infinity only means never."""
+    if not np.isfinite(logits.max()):
         raise ModelError(
             "the model produced logits that are not finite",
             hint="the weights are damaged or overflow in this dtype: sled models check",

@@ -15,47 +15,67 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.errors import ModelError
 from protocol.messages import SamplerSettings
-from protocol.noise import gumbel, row_keys
-from protocol.sampler import MAX_CANDIDATES, Logits, choose
+from protocol.noise import gumbel_of, row_keys, uniforms
+from protocol.sampler import MAX_CANDIDATES, choose
 
-_GROUP_VALUES = 1 << 17
-"""Logits handled at once: they stay in a core's cache between the passes over them."""
+_LONG_COLUMN = 16
+"""From this length on it pays to look only into columns that hold candidates."""
+
+_NEAR = 2.0
+"""Tokens so near to the greatest score get their noise first."""
+
+_ROUNDING = 1e-9
+"""Far more than what rounding may do to a uniform that is computed from a noise."""
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
 
 
-class ChoiceRow(NamedTuple):
-    """One row of logits [vocab] and what `choose` wants to know beside it."""
+class ChoiceRows(NamedTuple):
+    """Logits [n, vocab] of one session that predict the positions from `position` on."""
 
-    logits: Logits
+    logits: Floats
     settings: SamplerSettings
     position: int
 
-    def token(self) -> int:
-        """The canonical choice.
+    def token(self, n: int) -> int | None:
+        """The canonical choice at row `n`; None where a logit is not what it may be."""
+        try:
+            return choose(self.logits[n], self.settings, self.position + n)
+        except ModelError:
+            return None
 
-        Raises:
-            ModelError: a logit is not finite.
-        """
-        return choose(self.logits, self.settings, self.position)
+
+class _Reaching(NamedTuple):
+    """The tokens of some rows that reach their row's bound, by row: row, token id and logit of each."""
+
+    row_of: Ids
+    ids: Ids
+    values: Floats
 
 
-def choose_rows(rows: Sequence[ChoiceRow]) -> list[int | None]:
-    """The token of each row, as `ChoiceRow.token` gives it; None where that would raise.
+def choose_rows(blocks: Sequence[ChoiceRows]) -> list[list[int | None]]:
+    """The tokens of each block's rows, as `ChoiceRows.token` gives them.
 
     Args:
-        rows: with logits of one vocabulary and type.
+        blocks: with logits of one vocabulary and type.
     """
+    tokens: list[list[int | None]] = [[] for _ in blocks]
     alike: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        alike.setdefault(_n_candidates(row.settings), []).append(i)
-    tokens: list[int | None] = [None] * len(rows)
+    for i, block in enumerate(blocks):
+        n_candidates = _n_candidates(block.settings)
+        if n_candidates > 0:
+            alike.setdefault(n_candidates, []).append(i)
+        elif n_candidates == 0:
+            tokens[i] = _greatest(block.logits)
+        else:
+            tokens[i] = [block.token(n) for n in range(len(block.logits))]
     for n_candidates, indices in alike.items():
-        found = _choose_alike([rows[i] for i in indices], n_candidates)
-        for i, token in zip(indices, found, strict=True):
-            tokens[i] = token
+        found = _sampled([blocks[i] for i in indices], n_candidates)
+        for i in indices:
+            tokens[i] = [next(found) for _ in range(len(blocks[i].logits))]
     return tokens
 
 
@@ -66,47 +86,30 @@ def _n_candidates(settings: SamplerSettings) -> int:
     return -1 if settings.top_p < 1.0 else settings.top_k or MAX_CANDIDATES
 
 
-def _choose_alike(rows: list[ChoiceRow], n_candidates: int) -> list[int | None]:
-    """Rows that ask for equally many candidates."""
-    tokens: list[int | None] = [None] * len(rows)
-    sampled: list[int] = []
-    reaching: list[tuple[Ids, Ids, Floats]] = []
-    for start, group in _in_groups(rows):
-        is_finite, logits, columns = _finite(group, _columns(group, n_candidates))
-        finite = [start + int(i) for i in np.flatnonzero(is_finite)]
-        if n_candidates == 0:
-            for i, token in zip(finite, logits.argmax(axis=1), strict=True):
-                tokens[i] = int(token)
-        elif n_candidates < 0:
-            for i in finite:
-                tokens[i] = rows[i].token()
-        elif finite:
-            row_of, ids, values = _reaching(logits, columns, n_candidates)
-            reaching.append((row_of + len(sampled), ids, values))
-            sampled += finite
-    if sampled:
-        row_of, ids, values = (np.concatenate(part) for part in zip(*reaching, strict=True))
-        found = _choose_among(row_of, ids, values, [rows[i] for i in sampled], n_candidates)
-        for i, token in zip(sampled, found, strict=True):
-            tokens[i] = token
-    return tokens
+def _greatest(logits: Floats) -> list[int | None]:
+    best = logits.argmax(axis=1)
+    is_finite = np.isfinite(logits[np.arange(len(best)), best])
+    return [token if each else None for token, each in zip(best.tolist(), is_finite.tolist(), strict=True)]
 
 
-def _in_groups(rows: list[ChoiceRow]) -> Iterator[tuple[int, Floats]]:
-    """As many rows as fit into the cache, [rows, vocab], with the index of the first."""
-    size = max(1, _GROUP_VALUES // rows[0].logits.shape[0])
-    for start in range(0, len(rows), size):
-        group = [row.logits for row in rows[start : start + size]]
-        yield start, group[0][None] if len(group) == 1 else np.stack(group)
-
-
-def _finite(logits: Floats, columns: Floats) -> tuple[NDArray[np.bool_], Floats, Floats]:
-    """Which rows have finite logits only, and these rows."""
-    # The greatest logit is not finite where any is NaN or infinite, the least where any is -infinite.
-    is_finite = np.isfinite(columns.max(axis=1)) & np.isfinite(logits.min(axis=1))
-    if is_finite.all():
-        return is_finite, logits, columns
-    return is_finite, logits[is_finite], columns[is_finite]
+def _sampled(blocks: Sequence[ChoiceRows], n_candidates: int) -> Iterator[int | None]:
+    """The choices of all rows of blocks that ask for equally many candidates, one after another."""
+    n_before, parts = 0, []
+    is_finite = np.ones(sum(len(block.logits) for block in blocks), np.bool_)
+    for block in blocks:
+        n_rows = len(block.logits)
+        columns = _columns(block.logits, n_candidates)
+        usable = np.isfinite(columns.max(axis=1))  # NaN and infinity are the greatest where they stand
+        if usable.all():
+            part = _reaching(block.logits, columns, n_candidates)
+        else:
+            is_finite[n_before : n_before + n_rows] = usable
+            part = _reaching(block.logits[usable], columns[usable], n_candidates)
+            part = part._replace(row_of=np.flatnonzero(usable)[part.row_of])
+        parts.append(part._replace(row_of=part.row_of + n_before))
+        n_before += n_rows
+    reaching = _Reaching(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    return _choices(reaching, is_finite, blocks, n_candidates)
 
 
 def _columns(logits: Floats, n_candidates: int) -> Floats:
@@ -127,35 +130,84 @@ def _column_length(vocab_size: int, n_candidates: int) -> int:
     return 1 << (longest.bit_length() - 1)
 
 
-def _reaching(logits: Floats, columns: Floats, n_candidates: int) -> tuple[Ids, Ids, Floats]:
-    """Row, token id and value of all logits not below one that `n_candidates` of the row reach; by row."""
-    n_columns = columns.shape[1]
+def _reaching(logits: Floats, columns: Floats, n_candidates: int) -> _Reaching:
+    """All logits not below one that `n_candidates` of the row reach."""
+    vocab_size, n_columns = logits.shape[1], columns.shape[1]
     nth = n_columns - min(n_candidates, n_columns)
     bounds = np.partition(columns, nth, axis=1)[:, nth]
-    found = np.flatnonzero(logits >= bounds[:, None])
-    row_of = found // logits.shape[1]
-    return row_of, found - row_of * logits.shape[1], logits.ravel().take(found)
+    if vocab_size < _LONG_COLUMN * n_columns:
+        found = np.flatnonzero(logits >= bounds[:, None])
+    else:
+        found = _reaching_in_columns(logits, columns, bounds)
+    row_of = found // vocab_size
+    return _Reaching(row_of, found - row_of * vocab_size, logits.ravel().take(found))
 
 
-def _choose_among(
-    row_of: Ids, ids: Ids, values: Floats, rows: list[ChoiceRow], n_candidates: int
-) -> list[int]:
+def _reaching_in_columns(logits: Floats, columns: Floats, bounds: Floats) -> Ids:
+    """Flat indices, by row, of logits not below their row's bound: only columns that reach it have some."""
+    vocab_size, n_columns = logits.shape[1], columns.shape[1]
+    column = np.flatnonzero(columns >= bounds[:, None])
+    row_of = column // n_columns
+    first = column - row_of * n_columns
+    ids = first[:, None] + np.arange(0, vocab_size, n_columns)
+    flat = np.minimum(ids, vocab_size - 1) + (row_of * vocab_size)[:, None]
+    is_reaching = (logits.ravel().take(flat) >= bounds[row_of][:, None]) & (ids < vocab_size)
+    found: Ids = flat[is_reaching]
+    return found
+
+
+def _choices(
+    reaching: _Reaching, is_finite: NDArray[np.bool_], blocks: Sequence[ChoiceRows], n_candidates: int
+) -> Iterator[int | None]:
     """The choice of each row among tokens that hold all its candidates, and perhaps some others."""
-    temperatures = np.array([row.settings.temperature for row in rows])
-    keys = row_keys(
-        [row.settings.seed for row in rows],
-        [row.settings.attempt for row in rows],
-        [row.position for row in rows],
-    )
-    noisy = values.astype(np.float64) / temperatures[row_of] + gumbel(keys[row_of], ids)
-    starts = np.searchsorted(row_of, np.arange(len(rows)))
-    best = np.flatnonzero(noisy == np.maximum.reduceat(noisy, starts)[row_of])
-    if len(best) > len(rows):  # equal noisy scores: the order of candidates decides
-        return [row.token() for row in rows]
-    n_not_below = np.add.reduceat(values >= values[best][row_of], starts, dtype=np.int64)
-    is_candidate = (n_not_below <= n_candidates).tolist()
-    tokens: list[int] = ids[best].tolist()
-    return [
-        token if is_sure else row.token()
-        for row, token, is_sure in zip(rows, tokens, is_candidate, strict=True)
-    ]
+    rows = [(block, n) for block in blocks for n in range(len(block.logits))]
+    if not is_finite.any():
+        return iter([None] * len(rows))
+    counts = np.bincount(reaching.row_of, minlength=len(rows))
+    counts = counts[is_finite]
+    starts = np.cumsum(counts) - counts
+    temperatures, keys = _of_rows(blocks)
+    scores = reaching.values.astype(np.float64) / np.repeat(temperatures[is_finite], counts)
+    uniform = uniforms(np.repeat(keys[is_finite], counts), reaching.ids)
+    noisy = _noisy(scores, uniform, counts, starts)
+    best = np.flatnonzero(noisy == np.repeat(np.maximum.reduceat(noisy, starts), counts))
+    if len(best) > len(counts):  # equal noisy scores: the order of candidates decides
+        return (block.token(n) for block, n in rows)
+    is_not_below = reaching.values >= np.repeat(reaching.values[best], counts)
+    is_candidate = np.zeros(len(rows), np.bool_)
+    is_candidate[is_finite] = np.add.reduceat(is_not_below, starts, dtype=np.int64) <= n_candidates
+    tokens = np.zeros(len(rows), np.int64)
+    tokens[is_finite] = reaching.ids[best]
+    found = zip(tokens.tolist(), is_candidate.tolist(), rows, strict=True)
+    return (token if is_sure else block.token(n) for token, is_sure, (block, n) in found)
+
+
+def _of_rows(blocks: Sequence[ChoiceRows]) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
+    """Temperature and key of the noise of each row."""
+    counts = [len(block.logits) for block in blocks]
+    every = [block.settings for block in blocks]
+    temperatures = np.array([each.temperature for each in every], np.float64).repeat(counts)
+    seeds = np.array([each.seed for each in every], np.uint64).repeat(counts)
+    attempts = np.array([each.attempt for each in every], np.uint64).repeat(counts)
+    positions = np.concatenate([block.position + np.arange(len(block.logits)) for block in blocks])
+    return temperatures, row_keys(seeds, attempts, positions.astype(np.uint64))
+
+
+def _noisy(
+    scores: NDArray[np.float64], uniform: NDArray[np.float64], counts: Ids, starts: Ids
+) -> NDArray[np.float64]:
+    """Scores with their Gumbel noise; -inf for some that are certainly not the greatest of their row.
+
+    The noise costs two logarithms. Those near to the greatest score get theirs first; any other wins only
+    with so great a noise, thus so great a uniform, that few are left.
+    """
+    noisy = np.full_like(scores, -np.inf)
+    near_from = np.maximum.reduceat(scores, starts) - _NEAR
+    is_near = scores >= np.repeat(near_from, counts)
+    near = np.flatnonzero(is_near)
+    noisy[near] = scores[near] + gumbel_of(uniform[near])
+    needed = np.maximum.reduceat(noisy, starts) - near_from
+    least_uniform = np.exp(-np.exp(-needed)) - _ROUNDING
+    left = np.flatnonzero((uniform >= np.repeat(least_uniform, counts)) & ~is_near)
+    noisy[left] = scores[left] + gumbel_of(uniform[left])
+    return noisy

@@ -55,12 +55,19 @@ def test_top_p_keeps_the_shortest_prefix_that_reaches_p() -> None:
         assert kept.token_ids.tolist() == expected, top_p
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [[1.0, np.nan], [np.nan, 1.0], [1.0, np.inf], [-np.inf, -np.inf]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_fail_the_step(bad: float, temperature: float) -> None:
-    logits = np.array([1.0, bad], dtype=np.float32)
+def test_logits_that_are_not_finite_fail_the_step(bad: list[float], temperature: float) -> None:
+    logits = np.array(bad, dtype=np.float32)
     with pytest.raises(ModelError, match="not finite"):
         choose(logits, SamplerSettings(temperature=temperature), 0)
+
+
+@given(SETTINGS, st.integers(0, 10_000))
+def test_a_token_at_minus_infinity_is_never_chosen(settings: SamplerSettings, position: int) -> None:
+    logits = np.full(600, -np.inf, dtype=np.float32)
+    logits[[7, 300, 599]] = (-2.0, 0.5, 0.0)
+    assert choose(logits, settings, position) in {7, 300, 599}
 
 
 @given(LOGITS, SETTINGS, st.integers(0, 10_000))

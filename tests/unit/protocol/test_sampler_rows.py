@@ -10,13 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from protocol import sampler_rows
+from protocol import coupling, sampler_rows
 from protocol.coupling import Ends, JudgedWindow, judge, judge_together
-from protocol.errors import ModelError
 from protocol.messages import SamplerSettings
 from protocol.noise import row_key, row_keys
 from protocol.sampler import choose
-from protocol.sampler_rows import ChoiceRow, choose_rows
+from protocol.sampler_rows import ChoiceRows, choose_rows
 
 Rows = NDArray[np.float32]
 
@@ -35,6 +34,17 @@ def _flat(random: np.random.Generator, n: int, vocab_size: int) -> Rows:
     return np.zeros((n, vocab_size), np.float32)
 
 
+def _masked(random: np.random.Generator, n: int, vocab_size: int) -> Rows:
+    """Most tokens are not allowed."""
+    logits = _smooth(random, n, vocab_size)
+    logits[:, 1:][random.random((n, vocab_size - 1)) < 0.9] = -np.inf
+    return logits
+
+
+def _alone(block: ChoiceRows) -> list[int | None]:
+    return [block.token(n) for n in range(len(block.logits))]
+
+
 sampler_settings = st.builds(
     SamplerSettings,
     temperature=st.sampled_from([0.0, 0.05, 0.7, 1.0, 10.0]),
@@ -48,21 +58,22 @@ sampler_settings = st.builds(
 @given(
     st.integers(0, 2**32),
     st.sampled_from([1, 2, 7, 256, 257, 320, 1000, 4096, 5003]),
-    st.sampled_from([_smooth, _coarse, _flat]),
-    st.lists(st.tuples(sampler_settings, st.integers(0, 2**31)), min_size=1, max_size=40),
+    st.sampled_from([_smooth, _coarse, _flat, _masked]),
+    st.lists(st.tuples(sampler_settings, st.integers(0, 2**31), st.integers(1, 5)), min_size=1, max_size=20),
 )
-@example(0, 151_936, _smooth, [(SamplerSettings(temperature=1.0, top_k=40, seed=i), i) for i in range(3)])
-@example(1, 151_936, _coarse, [(SamplerSettings(temperature=1.0, seed=i), i) for i in range(3)])
+@example(0, 151_936, _smooth, [(SamplerSettings(temperature=1.0, top_k=40, seed=i), i, 2) for i in range(2)])
+@example(1, 151_936, _coarse, [(SamplerSettings(temperature=1.0, seed=i), i, 2) for i in range(2)])
+@example(2, 151_936, _masked, [(SamplerSettings(temperature=1.0, seed=i), i, 1) for i in range(3)])
 @settings(deadline=None, max_examples=150)
 def test_every_row_gets_the_token_of_the_canonical_sampler(
     seed: int,
     vocab_size: int,
     kind: Callable[[np.random.Generator, int, int], Rows],
-    asked: list[tuple[SamplerSettings, int]],
+    asked: list[tuple[SamplerSettings, int, int]],
 ) -> None:
-    logits = kind(np.random.default_rng(seed), len(asked), vocab_size)
-    rows = [ChoiceRow(row, *each) for row, each in zip(logits, asked, strict=True)]
-    assert choose_rows(rows) == [row.token() for row in rows]
+    random = np.random.default_rng(seed)
+    blocks = [ChoiceRows(kind(random, n, vocab_size), each, position) for each, position, n in asked]
+    assert choose_rows(blocks) == [_alone(block) for block in blocks]
 
 
 def test_a_winner_that_is_no_candidate_is_left_to_the_canonical_sampler(
@@ -71,8 +82,8 @@ def test_a_winner_that_is_no_candidate_is_left_to_the_canonical_sampler(
     """With many logits hardly below the bound some row's noisy maximum is not among its top k."""
     logits = np.random.default_rng(0).uniform(0.0, 1e-3, (400, 2048)).astype(np.float32)
     asked = [SamplerSettings(temperature=1.0, top_k=2, seed=seed) for seed in range(400)]
-    rows = [ChoiceRow(row, each, 5) for row, each in zip(logits, asked, strict=True)]
-    expected = [row.token() for row in rows]
+    blocks = [ChoiceRows(row[None], each, 5) for row, each in zip(logits, asked, strict=True)]
+    expected = [_alone(block) for block in blocks]
     asked_again: list[int] = []
 
     def canonical(row: Rows, each: SamplerSettings, position: int) -> int:
@@ -80,22 +91,25 @@ def test_a_winner_that_is_no_candidate_is_left_to_the_canonical_sampler(
         return choose(row, each, position)
 
     monkeypatch.setattr(sampler_rows, "choose", canonical)
-    assert choose_rows(rows) == expected
-    assert 0 < len(asked_again) < len(rows)
+    assert choose_rows(blocks) == expected
+    assert 0 < len(asked_again) < len(blocks)
 
 
-@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
 @pytest.mark.parametrize("asked", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
 @pytest.mark.parametrize("vocab_size", [300, 5003, 151_936])
 def test_a_row_that_is_not_finite_gets_none_and_harms_no_other(
     fault: float, asked: dict[str, float], vocab_size: int
 ) -> None:
-    logits = _smooth(np.random.default_rng(0), 3, vocab_size)
+    logits = _smooth(np.random.default_rng(0), 5, vocab_size)
     logits[1, vocab_size - 1] = fault
-    rows = [ChoiceRow(row, SamplerSettings.model_validate(asked), 3) for row in logits]
-    assert choose_rows(rows) == [rows[0].token(), None, rows[2].token()]
-    with pytest.raises(ModelError, match="not finite"):
-        rows[1].token()
+    logits[4, 0] = fault
+    settings_of_all = SamplerSettings.model_validate(asked)
+    blocks = [ChoiceRows(each, settings_of_all, 3) for each in (logits[:3], logits[3:4], logits[4:])]
+    whole = [_alone(block) for block in blocks]
+    assert [[token is None for token in each] for each in whole] == [[False, True, False], [False], [True]]
+    assert choose_rows(blocks) == whole
+    assert choose_rows(blocks[2:]) == [[None]]
 
 
 def test_keys_of_many_rows_are_those_of_each() -> None:
@@ -113,8 +127,8 @@ def test_windows_judged_together_are_judged_as_each_alone(seed: int, n_windows: 
         n_draft, base = int(random.integers(0, 8)), int(random.integers(1, 50))
         asked = SamplerSettings(temperature=float(random.choice([0.0, 0.3])), seed=int(random.integers(99)))
         logits = _smooth(random, n_draft + 1, 24) * np.float32(4.0)
-        rows = (ChoiceRow(row, asked, base + i) for i, row in enumerate(logits))
-        draft = [row.token() if random.random() < 0.8 else 3 for row in rows][:n_draft]
+        chosen = _alone(ChoiceRows(logits, asked, base))
+        draft = [token if token is not None and random.random() < 0.8 else 3 for token in chosen][:n_draft]
         limit = base + int(random.integers(1, 12))
         ends = Ends(frozenset({5}), limit, 1000)
         windows.append(JudgedWindow(logits[: limit - base], draft, asked, base, ends))
@@ -138,8 +152,17 @@ def test_a_window_with_logits_that_are_not_finite_has_no_judgement_and_harms_no_
     assert whole.tokens == (first, int(logits[1].argmax()))
 
 
-def test_rows_are_handled_in_groups_that_fit_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler_rows, "_GROUP_VALUES", 700)
-    logits = _smooth(np.random.default_rng(0), 9, 300)
-    rows = [ChoiceRow(row, SamplerSettings(temperature=1.0, seed=1), i) for i, row in enumerate(logits)]
-    assert choose_rows(rows) == [row.token() for row in rows]
+@pytest.mark.parametrize("at_once", [1, 60, 1 << 16])
+def test_however_many_positions_are_looked_at_in_one_go_the_judgements_are_the_same(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coupling, "_VALUES_AT_ONCE", at_once)
+    logits = _smooth(np.random.default_rng(3), 9, 30)
+    asked = SamplerSettings(temperature=0.5, seed=8)
+    right = [token or 0 for token in _alone(ChoiceRows(logits, asked, 10))]
+    ends = Ends(frozenset(), 100, 1000)
+    drafts = [tuple(right[:n]) + (() if n == 8 else ((right[n] + 1) % 30,)) for n in range(9)]
+    windows = [JudgedWindow(logits[: len(draft) + 1], draft, asked, 10, ends) for draft in drafts]
+    judged = [judgement for judgement in judge_together(windows) if judgement is not None]
+    assert [judgement.n_accepted for judgement in judged] == [*range(9)]
+    assert [judgement.tokens for judgement in judged] == [tuple(right[: n + 1]) for n in range(9)]
