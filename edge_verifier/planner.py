@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from edge_verifier.arrivals import Arrivals
 from edge_verifier.policies import Deadline, Outlook, Policy
-from edge_verifier.step_cost import StepCost
+from edge_verifier.step_cost import StepCost, StepSize
 from edge_verifier.step_rows import PlannedRow, PlannerLimits, StepRows
 from edge_verifier.work import Work
 
@@ -66,8 +66,11 @@ class Planner:
     @property
     def backlog_s(self) -> float:
         """Engine time that the waiting prompts will take."""
-        n_tokens = sum(task.n_prefill - task.n_shared for task in self._tasks.values())
-        return self.cost.per_token_s * n_tokens
+        sizes = (
+            StepSize.of_prompt(task.n_prefill - task.n_shared, task.n_cached + task.n_shared)
+            for task in self._tasks.values()
+        )
+        return self.cost.predict_s(sum(sizes, start=StepSize(0))) - self.cost.fixed_s
 
     def add(self, task: Work) -> None:
         """Queue a session's work, in place of any it had."""
@@ -100,7 +103,7 @@ class Planner:
         """The step under way has ended: `n_tokens` took `step_s`."""
         self._is_running = False
         self._idle_since_s = now_s
-        self.cost.observe(n_tokens + self._rows.extra_tokens(step_s), step_s)
+        self.cost.observe(self._rows.size(n_tokens), step_s)
         self._rows.step_done(step_s)
 
     def step_failed(self) -> None:
@@ -114,7 +117,7 @@ class Planner:
             now_s=now_s,
             oldest_arrival_s=min(task.arrived_s for task in tasks),
             idle_since_s=self._idle_since_s,
-            n_waiting=len(tasks),
+            n_waiting=sum(task.n_prefill == 0 for task in tasks) or len(tasks),
             expected_s=self.arrivals.expected_s(now_s),
             step_s=self.cost.predict_s(n_tokens),
             fixed_s=self.cost.fixed_s,

@@ -26,7 +26,7 @@ class Outlook:
     Attributes:
         oldest_arrival_s: of the windows that wait.
         idle_since_s: when the engine last ended a step.
-        n_waiting: sessions that wait.
+        n_waiting: sessions that wait with a window; with a prompt, where there is no window.
         expected_s: when other sessions are likely to send their next window, ascending, none in the past.
         step_s: expected time of a step with all that waits.
         fixed_s: the part of it that does not depend on what waits.

@@ -13,11 +13,8 @@ from dataclasses import dataclass
 
 from edge_verifier.arrivals import Arrivals
 from edge_verifier.policies import Pace, Policy
-from edge_verifier.step_cost import StepCost
+from edge_verifier.step_cost import StepCost, StepSize
 from edge_verifier.work import Work
-
-_RISE_WEIGHT, _FALL_WEIGHT = 0.8, 0.3
-_LEAST_PRICE, _HIGHEST_PRICE = 0.5, 16.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class PlannerLimits:
     min_tokens: int = 64
     max_tokens: int = 4096
     fixed_times: float = 4.0
-    prefill_share: float = 0.3
+    prefill_share: float = 0.35
     short_prompt: int = 256
     short_share: float = 1.0
     min_chunk: int = 16
@@ -54,10 +51,11 @@ class PlannedRow:
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """Tokens that prompts in time, and what is late, may add to a step."""
+    """How much longer prompts in time, and what is late, may make a step; and tokens left in its budget."""
 
-    for_prompts: int
-    for_late: int
+    n_tokens: int
+    for_prompts_s: float
+    for_late_s: float
 
 
 class StepRows:
@@ -70,10 +68,10 @@ class StepRows:
         self._arrivals = arrivals
         self._usual_windows_s = 0.0  # usual time of a step's windows, without the chunks beside them
         self._prompt_tokens_s = 0.0  # how fast prompts get on while some wait; 0 while unknown
-        self._prompt_price = 1.0  # of a prompt's token, in tokens of windows
         self._is_prompt_left = False
-        self._n_windows = 0  # that waited when rows were chosen last
-        self._n_window_tokens = self._n_prompt_tokens = 0  # of the rows chosen last
+        self._n_waiting = 0  # tokens of the windows that waited when rows were chosen last
+        self._n_window_tokens = 0  # of the rows chosen last
+        self._chosen_prompts = StepSize(0)
 
     @property
     def budget_tokens(self) -> int:
@@ -82,26 +80,18 @@ class StepRows:
         tokens = limits.fixed_times * self._cost.fixed_s / self._cost.per_token_s
         return int(min(max(tokens, limits.min_tokens), limits.max_tokens))
 
-    def extra_tokens(self, step_s: float) -> float:
-        """What the prompt tokens of the rows chosen last cost beyond so many of windows, in these.
-
-        A prompt's tokens look at more keys the further they stand in it. Their price is learned apart, so
-        that it neither spoils the price of windows nor lets chunks grow while a prompt gets dearer.
-        """
-        n_prompt = self._n_prompt_tokens
-        if n_prompt:
-            excess_s = step_s - self._cost.predict_s(self._n_window_tokens)
-            price = min(max(excess_s / (n_prompt * self._cost.per_token_s), _LEAST_PRICE), _HIGHEST_PRICE)
-            weight = _RISE_WEIGHT if price > self._prompt_price else _FALL_WEIGHT
-            self._prompt_price += weight * (price - self._prompt_price)
-        return (self._prompt_price - 1.0) * n_prompt
+    def size(self, n_tokens: int) -> StepSize:
+        """Of the step of the rows chosen last, of which `n_tokens` were computed in the end."""
+        prompts = self._chosen_prompts
+        part = min(1.0, n_tokens / max(1.0, prompts.n_tokens))
+        return StepSize(n_tokens, part * prompts.n_tokens, part * prompts.n_behind)
 
     def step_done(self, step_s: float) -> None:
         """The step of the rows chosen last has ended."""
         if self._n_window_tokens:
             windows_s = self._cost.predict_s(self._n_window_tokens)
             self._usual_windows_s += 0.2 * (windows_s - self._usual_windows_s)
-        tokens_s = self._n_prompt_tokens / max(step_s, 1e-6)
+        tokens_s = self._chosen_prompts.n_tokens / max(step_s, 1e-6)
         if self._is_prompt_left and self._prompt_tokens_s:
             self._prompt_tokens_s += 0.2 * (tokens_s - self._prompt_tokens_s)
         else:
@@ -112,20 +102,24 @@ class StepRows:
         ordered, yielding = self._in_order(tasks, now_s)
         prompts = [task for task in ordered if task.n_prefill > 0]
         windows = self._overdue_first([task for task in ordered if task.n_prefill == 0], now_s)
-        self._n_windows = len(windows)
+        self._n_waiting = sum(task.n_final for task in windows)
         n_forced = int(bool(windows) and self._is_overdue(windows[0], now_s))
         needed = [task for i, task in enumerate(windows) if i < n_forced or task.sid not in yielding]
         others = [task for task in windows[n_forced:] if task.sid in yielding]
         reserved = self._limits.min_chunk if prompts else 0
         rows = list(_fitting(needed, self.budget_tokens - reserved, at_least=1))
         in_time = [task.deadline_s for task in needed if task.sid not in yielding]
-        room = self._room(_n_tokens(rows), reserved, in_time, now_s)
-        chunks = list(self._chunks(prompts, yielding, _n_tokens(rows), room, now_s))
+        room = self._room(_n_tokens(rows), in_time, now_s)
+        chunks = list(self._chunks(prompts, yielding, room, now_s))
+        cached = {task.sid: task.n_cached for task in prompts}
+        sizes = (StepSize.of_prompt(row.n_tokens, cached[row.sid]) for row in chunks)
+        self._chosen_prompts = sum(sizes, start=StepSize(0))
         if len(rows) == len(needed):
-            left = room.for_late - _n_tokens(chunks)
+            left_s = room.for_late_s - (self._cost.predict_s(self._chosen_prompts) - self._cost.fixed_s)
+            left = int(min(room.n_tokens - _n_tokens(chunks), left_s / self._cost.per_token_s))
             rows += _fitting(others, left, at_least=0 if rows or chunks else 1)
-        self._n_window_tokens, self._n_prompt_tokens = _n_tokens(rows), _n_tokens(chunks)
-        self._is_prompt_left = self._n_prompt_tokens < sum(task.n_prefill for task in prompts)
+        self._n_window_tokens = _n_tokens(rows)
+        self._is_prompt_left = _n_tokens(chunks) < sum(task.n_prefill for task in prompts)
         return (*rows, *chunks)
 
     # ---- order
@@ -164,7 +158,8 @@ class StepRows:
 
     def _time_s(self, task: Work, n_ahead: int) -> float:
         """What a task takes from now on; a prompt, after the `n_ahead` prompt tokens that go before it."""
-        alone_s = self._cost.predict_s(task.n_prefill + task.n_final)
+        alone_s = self._cost.predict_s(StepSize.of_prompt(task.n_prefill, task.n_cached))
+        alone_s += self._cost.per_token_s * task.n_final
         if task.n_prefill == 0 or not self._prompt_tokens_s:
             return alone_s
         return max(alone_s, (n_ahead + task.n_prefill + task.n_final) / self._prompt_tokens_s)
@@ -181,7 +176,7 @@ class StepRows:
 
     # ---- tokens
 
-    def _room(self, n_used: int, reserved: int, due_s: Sequence[float], now_s: float) -> _Room:
+    def _room(self, n_used: int, due_s: Sequence[float], now_s: float) -> _Room:
         """What is left beside `n_used` tokens in windows that do not give way."""
         pace = Pace(
             now_s,
@@ -190,44 +185,48 @@ class StepRows:
             drafting_dry_s=self._arrivals.dry_s(now_s),
         )
 
-        def tokens(*, for_late: bool) -> int:
-            room = self.budget_tokens - n_used
+        def left_s(*, for_late: bool) -> float:
             longest_s = self._policy.longest_step_s(pace, for_late=for_late)
-            if longest_s is not None:
-                room = min(room, int((longest_s - self._cost.predict_s(n_used)) / self._cost.per_token_s))
-            return max(reserved, room)
+            return float("inf") if longest_s is None else longest_s - self._cost.predict_s(n_used)
 
-        return _Room(tokens(for_late=False), tokens(for_late=True))
+        return _Room(self.budget_tokens - n_used, left_s(for_late=False), left_s(for_late=True))
 
     def _chunks(
-        self, prompts: list[Work], yielding: set[int], n_used: int, room: _Room, now_s: float
+        self, prompts: list[Work], yielding: set[int], room: _Room, now_s: float
     ) -> Iterable[PlannedRow]:
         """Prompts one after another: a few tokens of an overdue one, those in time, the short ones first."""
         in_order = sorted(prompts, key=lambda task: (task.sid in yielding, not self._is_short(task)))
         queue = _without_followers(self._overdue_first(in_order, now_s))
-        n_taken = 0
+        n_taken, taken_s = 0, 0.0
         for i, task in enumerate(queue):
-            most = room.for_late if task.sid in yielding else room.for_prompts
-            left = min(most, max(self._limits.min_chunk, self._cap(task, n_used, now_s))) - n_taken
+            room_s = room.for_late_s if task.sid in yielding else room.for_prompts_s
+            token_s = self._cost.prompt_token_s(task.n_cached)
+            left = min(room.n_tokens - n_taken, (room_s - taken_s) / token_s)
+            left = max(left, self._limits.min_chunk - n_taken)
+            left = int(
+                min(left, max(1.0 - n_taken, (self._longest_chunk_s(task, now_s) - taken_s) / token_s))
+            )
             if i == 0 and task is not in_order[0]:
                 left = min(left, self._limits.min_chunk)
             whole = task.n_prefill + task.n_final
             n_tokens = whole if whole <= left else min(task.n_prefill, left)
             if n_tokens > 0:
                 n_taken += n_tokens
+                taken_s += n_tokens * token_s
                 yield PlannedRow(task.sid, n_tokens)
 
-    def _cap(self, prompt: Work, n_window_tokens: int, now_s: float) -> int:
-        """Most prompt tokens of a step once `prompt` is among them: few beside others' windows.
+    def _longest_chunk_s(self, prompt: Work, now_s: float) -> float:
+        """How much longer prompts may make a step once `prompt` is among them: little beside windows.
 
-        A step without windows counts as one with them, for those that come while it runs wait for its end.
+        All that wait count, for those that give way go along where they can. A step without windows counts as
+        one with them, for those that come while it runs wait for its end.
         """
-        if self._n_windows == 0 and not self._arrivals.is_any_drafting(now_s):
-            return self._limits.max_tokens
+        if self._n_waiting == 0 and not self._arrivals.is_any_drafting(now_s):
+            return float("inf")
         share = self._limits.short_share if self._is_short(prompt) else self._limits.prefill_share
-        windows_s = max(self._usual_windows_s, self._cost.predict_s(n_window_tokens))
-        room_s = (1.0 + share) * windows_s - self._cost.predict_s(n_window_tokens)
-        return int(room_s / (self._cost.per_token_s * self._prompt_price))
+        if self._n_waiting == 0:
+            return (1.0 + share) * self._usual_windows_s - self._cost.fixed_s
+        return share * self._cost.predict_s(min(self._n_waiting, self.budget_tokens))
 
     def _is_short(self, prompt: Work) -> bool:
         return prompt.n_cached + prompt.n_prefill <= self._limits.short_prompt

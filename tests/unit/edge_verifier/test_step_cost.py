@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_verifier.step_cost import StepCost
+from edge_verifier.step_cost import StepCost, StepSize
 
 
 @pytest.mark.parametrize(("fixed_s", "per_token_s"), [(0.075, 0.00105), (0.003, 0.0001), (0.02, 0.00001)])
@@ -55,3 +55,44 @@ def test_steps_of_one_size_do_not_change_what_a_token_costs() -> None:
         cost.observe(80, 0.15)
     assert cost.per_token_s == pytest.approx(0.001, rel=0.1)
     assert cost.predict_s(80) == pytest.approx(0.15, rel=0.02)
+
+
+def test_noise_on_steps_of_nearly_one_size_never_makes_tokens_free() -> None:
+    cost, rng = StepCost(), random.Random(3)
+    for n_tokens in (20, 80, 40, 160, 60, 120):
+        cost.observe(n_tokens, 0.17 + 0.002 * n_tokens)
+    least_s = cost.per_token_s
+    for _ in range(2000):
+        n_tokens = rng.choice([75, 80, 80, 80])
+        cost.observe(n_tokens, (0.17 + 0.002 * n_tokens) * rng.lognormvariate(0.0, 0.1))
+        least_s = min(least_s, cost.per_token_s)
+    assert least_s > 0.0007
+
+
+@pytest.mark.parametrize("attention", [0.0, 0.5, 2.0])
+def test_it_learns_what_a_prompts_token_costs_where_it_stands(attention: float) -> None:
+    cost, rng = StepCost(), random.Random(5)
+
+    def step_s(size: StepSize) -> float:
+        return 0.07 + 0.001 * (size.n_tokens + attention * size.n_behind / 1000)
+
+    for _ in range(40):
+        windows = StepSize(rng.choice([5, 40, 80]))
+        for size in (windows, windows + StepSize.of_prompt(rng.choice([20, 40, 90]), rng.randrange(1500))):
+            cost.observe(size, step_s(size) * rng.uniform(0.98, 1.02))
+    for n_cached in (0, 500, 1400):
+        chunk = StepSize(80) + StepSize.of_prompt(30, n_cached)
+        assert cost.predict_s(chunk) == pytest.approx(step_s(chunk), rel=0.05)
+        price_s = 0.001 * (1 + attention * n_cached / 1000)
+        assert 0.9 * price_s <= cost.prompt_token_s(n_cached) <= 1.8 * price_s
+
+
+def test_a_prompts_token_counts_for_more_while_nothing_was_seen_of_prompts() -> None:
+    cost = StepCost()
+    for n_tokens in [5, 50, 100] * 50:
+        cost.observe(n_tokens, 0.07 + 0.001 * n_tokens)
+    unsure_s = cost.prompt_token_s(0)
+    assert unsure_s > 1.5 * cost.per_token_s
+    for _ in range(20):
+        cost.observe(StepSize(50) + StepSize.of_prompt(50, 0), 0.17)
+    assert cost.prompt_token_s(0) < 0.8 * unsure_s

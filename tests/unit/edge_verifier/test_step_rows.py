@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import cache
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from edge_verifier.arrivals import Arrivals
 from edge_verifier.policies import POLICIES, Deadline, Greedy, Pace, Policy, PolicyName
-from edge_verifier.step_cost import StepCost
+from edge_verifier.step_cost import StepCost, StepSize
 from edge_verifier.step_rows import PlannedRow, PlannerLimits, StepRows
 from edge_verifier.work import Work
 
@@ -32,13 +34,23 @@ def work(
     return Work(sid, device or f"d{sid}", n_prefill, n_final, n_cached, arrived_s, NOW_S + slack_s)
 
 
+@cache
+def known_cost() -> StepCost:
+    """Prompts cost what windows do, wherever their tokens stand."""
+    cost = StepCost()
+    for n_tokens in [5, 50, 100, 200] * 60:
+        step_s = FIXED_S + PER_TOKEN_S * n_tokens
+        cost.observe(n_tokens, step_s)
+        for n_cached in (0, 1500):
+            cost.observe(StepSize.of_prompt(n_tokens, n_cached), step_s)
+    return cost
+
+
 def step_rows(
     policy: Policy | None = None, *, text_s: float | None = 0.4, limits: PlannerLimits | None = None
 ) -> StepRows:
     """Rows of an engine whose step times are known, with readers who get `text_s` from a verdict."""
-    cost, arrivals = StepCost(), Arrivals()
-    for n_tokens in [5, 50, 100, 200] * 60:
-        cost.observe(n_tokens, FIXED_S + PER_TOKEN_S * n_tokens)
+    cost, arrivals = deepcopy(known_cost()), Arrivals()
     if text_s is not None:
         arrivals.answered(-1, 0.0, dry_s=0.0, text_s=text_s)
         arrivals.paused(-1)
@@ -114,7 +126,7 @@ def test_a_prompt_whose_first_token_cannot_be_in_time_waits_for_those_that_can()
     """Three prompts queue and 100 tokens a second get through: the third would be late."""
     rows = step_rows()
     rows.choose([work(1), work(50, n_prefill=1500)], NOW_S)
-    rows.step_done(rows._n_prompt_tokens / 100.0)
+    rows.step_done(rows._chosen_prompts.n_tokens / 100.0)
     windows = [work(sid, slack_s=0.3) for sid in range(24)]
     prompts = [
         work(50 + i, n_prefill=90, n_final=1, slack_s=slack_s) for i, slack_s in enumerate((1, 2, 2.1))
@@ -238,8 +250,9 @@ def test_prompts_however_long_and_many_stretch_a_step_by_a_bounded_part(
     rows = chosen(step_rows(POLICIES[name]()), [*windows, *others])
     assert {*range(n_windows)} <= rows.keys()
     n_chunk = sum(n for sid, n in rows.items() if sid >= 100)
-    assert n_chunk >= min(limits.min_chunk, *(n for n, _, _ in prompts))
     windows_s = FIXED_S + PER_TOKEN_S * 5 * n_windows
+    n_share = int(0.9 * limits.prefill_share * windows_s / PER_TOKEN_S)
+    assert n_chunk >= min(limits.min_chunk, n_share, *(n for n, _, _ in prompts))
     is_any_short = any(n <= limits.short_prompt for n, _, _ in prompts)
     share = limits.short_share if is_any_short else limits.prefill_share
-    assert n_chunk * PER_TOKEN_S <= 1.1 * share * windows_s + limits.min_chunk * PER_TOKEN_S
+    assert n_chunk * PER_TOKEN_S <= 1.1 * share * windows_s + PER_TOKEN_S
