@@ -43,8 +43,7 @@ class PrefixSharing:
     def give(self, session: Session, sessions: Iterable[Session]) -> list[Effect]:
         """Let a prompt that is about to be queued begin with what is there, or follow who computes it."""
         self._follows.pop(session.sid, None)
-        work = session.work() if self._is_on else None
-        if work is None or work.n_prefill == 0:
+        if not self._is_on or session.n_prompt_left == 0 or (work := session.work()) is None:
             return []
         others = [each for each in sessions if each is not session]
         text, n_held = session.chain.tokens, work.n_cached

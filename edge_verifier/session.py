@@ -97,8 +97,8 @@ class Session:
 
     @property
     def length(self) -> int:
-        """Number of tokens in the text, prompt included."""
-        return len(self.chain)
+        """Number of tokens in the text, prompt included; 0 before the opening."""
+        return 0 if self._chain is None else len(self._chain)
 
     @property
     def turn_start(self) -> int:
@@ -216,28 +216,31 @@ class Session:
         pending = self.next_pending()
         if pending is None or self.flight is not None or self.end_here() is not None:
             return None
-        n_cached = self._usable_length()
-        n_prefill = self.length - 1 - n_cached
-        n_final = 1 + len(self._fed_draft(pending))
-        if n_prefill <= INLINE_TOKENS:
-            n_prefill, n_final = 0, n_prefill + n_final
+        n_cached, n_prefill = self._usable_length(), self.n_prompt_left
+        n_final = self.length - n_cached - n_prefill + len(self._fed_draft(pending))
         arrived_s = pending.arrived_s
         deadline_s = min(self.dry_s, arrived_s + MAX_SLACK_S)
         return Work(self.sid, self.device, n_prefill, n_final, n_cached, arrived_s, deadline_s)
 
-    def cut(self, n_tokens: int) -> Slice:
+    @property
+    def n_prompt_left(self) -> int:
+        """Tokens of the text that go in before a window does; the few of a usual round go in with it."""
+        n_left = self.length - 1 - self._usable_length()
+        return 0 if n_left <= INLINE_TOKENS else n_left
+
+    def cut(self, n_tokens: int) -> Slice | None:
         """The next `n_tokens` of the work, now under way: a chunk, or the rest with the window.
 
         The caller takes care that `n_tokens` is at most what `work` promised, and that a part of the window
-        is never cut off.
+        is never cut off. None when nothing can be judged any more.
         """
         pending = self.next_pending()
-        if pending is None or self.flight is not None:
-            raise RuntimeError(f"session {self.sid} has no work to cut")
-        start = self._usable_length()
-        rest = [*self.chain.tokens[start:], *self._fed_draft(pending)]
+        if pending is None or self.flight is not None or self.end_here() is not None:
+            return None
+        start, draft = self._usable_length(), self._fed_draft(pending)
+        rest = [*self.chain.tokens[start:], *draft]
         is_last = n_tokens >= len(rest)
-        n_logits = 1 + len(self._fed_draft(pending)) if is_last else 0
+        n_logits = 1 + len(draft) if is_last else 0
         tokens = tuple(rest[:n_tokens])
         self.flight = Slice(self.sid, self.epoch, start, tokens, n_logits, pending if is_last else None)
         del self.cached[start:]

@@ -56,7 +56,8 @@ class SessionTable:
     Attributes:
         price: current price, put into refusals and immediate verdicts.
         is_draining: True refuses new sessions; those that exist go on.
-        backlog_s: how long the prompts that wait will take; beyond the rules' bound openings are refused.
+        backlog_s: how long the prompts that wait will take; beyond the rules' bound openings are refused;
+            to be set before an opening is given to `on_window`.
     """
 
     def __init__(
@@ -276,9 +277,7 @@ class SessionTable:
     def cut(self, sid: int, n_tokens: int) -> Slice | None:
         """Take the next part of a session's work into a step; None when there is none any more."""
         session = self._by_sid.get(sid)
-        if session is None or session.work() is None:
-            return None
-        return session.cut(n_tokens)
+        return None if session is None else session.cut(n_tokens)
 
     def wanted_by(self, piece: Slice) -> Session | None:
         """The session of `piece`; None when it is gone or its text has moved on since the cut."""
