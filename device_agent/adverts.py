@@ -70,6 +70,11 @@ class Adverts:
         best = min(two, key=lambda name: self._load(fitting[name]))
         return _binding(best, fitting[best])
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a verifier that fits takes new sessions; one that drains keeps those that it has."""
+        return any(not status.is_draining for status in self._fitting(None).values())
+
     def better(self, present: Binding, *, preferred: str = "") -> Binding | None:
         """A verifier to which a session of `present` should move at its new turn; None: it stays.
 
@@ -111,7 +116,7 @@ class Adverts:
         }
 
     def problem(self, model: str) -> SledError:
-        """Why `choose` finds no verifier; `model` is the draft model's name."""
+        """Why `choose` finds no verifier, or none that has room; `model` is the draft model's name."""
         for name, status in sorted(self._by_name.items()):
             if status.is_alive and _is_other_version(status):
                 return LinkError(
@@ -127,6 +132,11 @@ class Adverts:
                     draft_vocabulary=self._vocabulary,
                     target_vocabulary=status.vocabulary,
                 )
+        if draining := ", ".join(sorted(self._fitting(None))):
+            return LinkError(
+                f"every verifier is going out of service and takes no new conversation: {draining}",
+                hint="start another, or have one serve again: sled verifier drain NAME --off",
+            )
         return LinkError("the broker is there, but no verifier is", hint="start one: sled verifier run")
 
     @property

@@ -185,10 +185,10 @@ class DeviceAgent:
         self._link.start()
 
     def wait_ready(self, timeout_s: float = 10.0) -> None:
-        """Return once a verifier that fits is known; nothing has been drafted until then.
+        """Return once a verifier that fits takes conversations; nothing has been drafted until then.
 
         Raises:
-            LinkError: the broker cannot be reached or refuses us, or no verifier is there.
+            LinkError: the broker cannot be reached or refuses us, no verifier is there, or all drain.
             VocabularyMismatchError: there are verifiers, and all speak another vocabulary.
         """
         if self._halt_reason:
@@ -316,10 +316,9 @@ class DeviceAgent:
                 self.desk.drafted(item)
             case Connected():
                 self.desk.link_changed(is_up=True)
-                duties = self._duties_shell.duties
-                self._duties_shell.perform(self._link, duties.on_connected(self.now_s()))
             case Disconnected():
                 self.desk.link_changed(is_up=False)
+                self._duties_shell.perform(self._link, self._duties_shell.duties.on_disconnected())
             case _:
                 item()
 
@@ -353,7 +352,7 @@ class DeviceAgent:
         is_gone = self._adverts.update(name, status)
         self.desk.adverts_changed(gone=name if is_gone else None, back=name if is_back else None)
         with self._readiness:
-            self._is_ready = self._adverts.choose() is not None
+            self._is_ready = self._adverts.has_room
             self._is_mismatched = self._adverts.is_mismatched
             self._readiness.notify_all()
 

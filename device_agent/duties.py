@@ -8,7 +8,7 @@ How a shell embeds it (`link` is a `protocol.link.Link`):
     link.subscribe(duties.subscriptions())
     perform(duties.start(now_s))                            # before link.start()
 
-    Connected event          perform(duties.on_connected(now_s))
+    Disconnected event       perform(duties.on_disconnected())
     Received event           perform(duties.on_message(topic, payload, now_s))   # other topics: no action
     after each round or turn perform(duties.on_sessions(sessions, now_s)); perform(duties.on_rates(...))
     at `duties.wake_s`       perform(duties.on_tick(now_s))
@@ -31,6 +31,7 @@ from typing import Any
 
 from device_agent.command_desk import CommandDesk, RunCommand
 from device_agent.duties_memory import DutiesMemory
+from device_agent.identity_watch import Finding, IdentityWatch
 from device_agent.settings import Settings
 from protocol.codec import decode, encode
 from protocol.errors import MessageError
@@ -72,12 +73,14 @@ class DeviceFacts:
         is_online: bool,
         is_lost: bool = False,
         problem: str = "",
+        yields_to: str = "",
         sessions: tuple[SessionHealth, ...] = (),
     ) -> DeviceStatus:
         return DeviceStatus(
             is_online=is_online,
             is_lost=is_lost,
             problem=problem[:300],
+            yields_to=yields_to,
             incarnation=self.incarnation,
             boot_id=self.boot_id,
             serial=self.serial,
@@ -131,7 +134,7 @@ class ApplySettings:
 
 @dataclass(frozen=True)
 class Halt:
-    """Disconnect for good and say `reason`: somebody else uses this identity."""
+    """Disconnect for good and say `reason`: another board uses this identity, and goes on."""
 
     reason: str
 
@@ -162,8 +165,10 @@ class FleetDuties:
         self._is_status_stale = False
         self._rates: Telemetry | None = None
         self._telemetry_sent_s = float("-inf")
-        self._has_heard_own_birth = False
+        self._watch = IdentityWatch(facts.incarnation)
         self._problem = ""
+        self._yields_to = ""
+        self._is_leaving = self._has_left = False
 
     @property
     def settings(self) -> Settings:
@@ -179,13 +184,13 @@ class FleetDuties:
 
     def farewell(self) -> tuple[str, bytes]:
         """Topic and payload of the last word of an orderly stop."""
-        status = self._facts.status(is_online=False, problem=self._problem, sessions=self._sessions)
-        return self._status_topic, encode(status)
+        return self._status_topic, encode(self._own_facts(is_online=False))
 
     def subscriptions(self) -> tuple[Subscription, ...]:
         """What the link is to be subscribed to from the start."""
         fleet, device = self._facts.fleet, self._facts.device
-        return (Subscription(self._desired_topic), Subscription(COMMAND_REQUEST.filter(fleet, d=device)))
+        commands = COMMAND_REQUEST.filter(fleet, d=device)
+        return (Subscription(self._desired_topic), Subscription(commands), Subscription(self._status_topic))
 
     def start(self, now_s: float) -> list[Action]:
         """Birth, configuration in force, and open commands, before the first connect."""
@@ -195,15 +200,17 @@ class FleetDuties:
             actions.append(self._response())
         return actions
 
-    def on_connected(self, now_s: float) -> list[Action]:
-        """Listen to the own status until the own birth comes back: what else is there was a clone's."""
-        del now_s
+    def on_disconnected(self) -> list[Action]:
+        """Listen to the own status again, from before the next birth until that comes back.
+
+        In between the broker tells it what another board with this identity has said.
+        """
         return [Subscribe(Subscription(self._status_topic))]
 
     def on_message(self, topic: str, payload: bytes, now_s: float) -> list[Action]:
         """Whatever arrived; topics that are none of the fleet's are ignored."""
         if topic == self._status_topic:
-            return self._own_status(payload)
+            return self._own_status(payload, now_s)
         if topic == self._desired_topic:
             return self._desired(payload) if payload else []
         names = COMMAND_REQUEST.parse(topic)
@@ -271,27 +278,44 @@ class FleetDuties:
 
     def _status(self, now_s: float) -> list[Action]:
         self._status_sent_s, self._is_status_stale = now_s, False
-        status = self._facts.status(is_online=True, sessions=self._sessions)
-        return [Retain(self._status_topic, encode(status))]
+        return [Retain(self._status_topic, encode(self._own_facts(is_online=not self._is_leaving)))]
 
-    def _own_status(self, payload: bytes) -> list[Action]:
-        status = _decoded_status(payload)
-        if status is None or self._problem:
-            return []
-        if status.incarnation == self._facts.incarnation:
-            if not status.is_online:
-                return []
-            self._has_heard_own_birth = True
-            return [Unsubscribe(self._status_topic)]
-        if not self._has_heard_own_birth or status.incarnation in self._memory.lives:
-            # An earlier life of this device: the broker has sent it before our own birth, or has come back
-            # with an old persistence file.
-            return []
-        self._problem = (
-            f"another board uses the identity {self._facts.device}:"
-            f" serial {status.serial or 'unknown'}, this one has {self._facts.serial or 'none'}"
+    def _own_facts(self, *, is_online: bool) -> DeviceStatus:
+        return self._facts.status(
+            is_online=is_online, problem=self._problem, yields_to=self._yields_to, sessions=self._sessions
         )
-        return [Halt(self._problem)]
+
+    def _own_status(self, payload: bytes, now_s: float) -> list[Action]:
+        status = _decoded_status(payload)
+        if status is None or self._has_left:
+            return []
+        if self._is_leaving:
+            is_own = status.incarnation == self._facts.incarnation
+            self._has_left = is_own and not (status.is_online or status.is_lost)
+            return [Halt(self._problem)] if self._has_left else []
+        finding = self._watch.look(status, self._memory.lives)
+        if finding == "own_birth":
+            return [Unsubscribe(self._status_topic)]
+        return [] if finding == "nothing" else self._meet(status, finding, now_s)
+
+    def _meet(self, other: DeviceStatus, finding: Finding, now_s: float) -> list[Action]:
+        """Another board has this identity: say so, and go on, or leave once the broker has heard it.
+
+        The other one may throw us out before that; then it is said at the next connect.
+        """
+        problem = (
+            f"another board uses the identity {self._facts.device}:"
+            f" serial {other.serial or 'unknown'}, this one has {self._facts.serial or 'none'};"
+            f" this one {'goes on' if finding == 'stay' else 'has stopped'}"
+        )
+        if problem == self._problem:
+            return []
+        _logger.warning("%s", problem)
+        self._problem = problem
+        if finding == "stay":
+            return self._status(now_s)
+        self._is_leaving, self._yields_to = True, other.incarnation
+        return [Subscribe(Subscription(self._status_topic)), *self._status(now_s)]
 
     def _desired(self, payload: bytes) -> list[Action]:
         try:

@@ -188,11 +188,12 @@ class DeviceSession(SessionTurns):
         elif self.is_seeking:
             self.is_seeking = False
             busy_until_s = self._busy_until_s.get(binding.name, 0.0)
+            hold_until_s = max(busy_until_s, now_s + self._backoff_s())
             if binding.name == self.binding.name:
-                self._outbox.hold(max(busy_until_s, now_s + self._backoff_s()))
+                self._outbox.hold(hold_until_s)
             else:
                 self._left.add(self.binding.name)
-                self._outbox.hold_until_s = busy_until_s
+                self._outbox.hold_until_s = hold_until_s
             if busy_until_s > now_s and self.is_active:
                 self._tell("verifier_busy", f"verifier {binding.name} is busy; waiting for it")
             self.binding = binding

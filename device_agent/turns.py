@@ -261,7 +261,10 @@ class SessionTurns:
             self._actions.append(FindVerifier(self.binding.target, self.binding.name))
 
     def _backoff_s(self) -> float:
-        """The wait before the same verifier is tried again: none at first, then doubling."""
+        """The wait before the next verifier is tried, or the same one: none at first, then doubling.
+
+        However many verifiers there are, a text that nobody takes is not sent all the time.
+        """
         n = self._n_failures - 2
         return 0.0 if n < 0 else min(BACKOFF_S * 2.0**n, MAX_BACKOFF_S)
 

@@ -301,7 +301,8 @@ class DeviceStatus(Message):
 
     Attributes:
         is_lost: only in the last will: the broker says so, the device could not.
-        problem: why the device stopped by itself, such as a cloned identity.
+        problem: why the device stopped by itself, or what it has noticed, such as a cloned identity.
+        yields_to: incarnation of the other board of this identity, when the device stopped because of it.
         boot_id, serial: tell a reboot, and two boards with one identity, apart.
         model_hash: sha256 of the draft model file, first 16 hex digits.
     """
@@ -310,6 +311,7 @@ class DeviceStatus(Message):
     is_lost: bool = False
     incarnation: str = Field(max_length=64)
     problem: str = Field(default="", max_length=300)
+    yields_to: str = Field(default="", max_length=64)
     boot_id: str = Field(default="", max_length=64)
     serial: str = Field(default="", max_length=64)
     agent_version: str = Field(default="", max_length=40)

@@ -24,6 +24,8 @@ from cli.options import (
 if TYPE_CHECKING:
     from device_agent.chat import ChatSession
 
+TIMEOUT_S = 20.0
+
 
 def chat(
     *,
@@ -41,7 +43,7 @@ def chat(
     system_prompt: Annotated[str | None, typer.Option(help="Put before the conversation.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the last conversation.")] = False,
     json: JsonOption = False,
-    timeout: TimeoutOption = 20.0,
+    timeout: TimeoutOption = TIMEOUT_S,
 ) -> None:
     """Talk to the target. Without a terminal, every line of stdin is one message."""
     from cli.agents import agent_of
@@ -62,13 +64,14 @@ def chat(
         agent.wait_ready(timeout)
         session = agent.chat(options, resume=resume)
         say(f"verifier {session.verifier}, seed {session.seed}")
-        talk(session, prompt, as_json=json)
+        talk(session, prompt, as_json=json, timeout_s=timeout)
 
 
-def talk(session: ChatSession, prompt: str | None, *, as_json: bool) -> None:
-    """Answer one prompt, or talk until the user leaves."""
+def talk(session: ChatSession, prompt: str | None, *, as_json: bool, timeout_s: float = TIMEOUT_S) -> None:
+    """Answer one prompt, which begins in time, or talk until the user leaves."""
     from cli.chat.answer import collect
     from cli.chat.loop import converse
+    from cli.chat.patience import begun_within
     from cli.chat.printer import Printer
 
     printer = Printer()
@@ -80,7 +83,7 @@ def talk(session: ChatSession, prompt: str | None, *, as_json: bool) -> None:
             output.as_json(finished.to_json())
     if prompt is not None:
         show = None if as_json else printer.show
-        answer = collect(session.send(prompt), show)
+        answer = collect(begun_within(session.send(prompt), timeout_s, session.stop), show)
         if as_json:
             output.as_json(answer.to_json())
         return

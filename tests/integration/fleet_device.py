@@ -26,7 +26,7 @@ from device_agent.duties_shell import Command
 from device_agent.settings import Settings
 from protocol.errors import SledError
 from protocol.identifiers import new_incarnation
-from protocol.link import Connected, Endpoint, Link, LinkEvent, LinkOptions, Received
+from protocol.link import Disconnected, Endpoint, Link, LinkEvent, LinkOptions, Received
 from tests.live_fleet import FAST, LiveFleet
 
 
@@ -88,8 +88,8 @@ class FleetDevice:
 
     def _run(self) -> None:
         while (event := self._events.get()) is not None:
-            if isinstance(event, Connected):
-                self._perform(self.duties.on_connected(time.monotonic()))
+            if isinstance(event, Disconnected):
+                self._perform(self.duties.on_disconnected())
             elif isinstance(event, Received):
                 self._perform(self.duties.on_message(event.topic, event.payload, event.at_s))
 

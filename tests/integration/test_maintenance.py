@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from cli.chat.patience import begun_within
 from cli.main import run
 from device_agent.chat import ChatOptions
 from device_agent.chat_events import Finished, Notice
 from fleet.maintenance import Maintenance
-from protocol.errors import SessionError
+from protocol.errors import LinkError, SessionError
 from protocol.messages import VerifierStatus
 from tests.integration.live_chat import alone, last, serving, wait_for
 from tests.integration.live_device import PacedEngine
@@ -108,6 +109,32 @@ def test_the_command_says_when_the_verifier_can_be_stopped(
         assert not service._conductor.table.is_draining
     assert run(["verifier", "drain", "v1", *where]) == 5
     assert "verifier v1 is not there" in capsys.readouterr().err
+
+
+def test_with_every_verifier_draining_a_device_says_so_and_a_lone_question_ends(
+    live_fleet: LiveFleet, tmp_path: Path
+) -> None:
+    drafter = TableDrafter(table_engine())
+    with (
+        serving(live_fleet, table_engine(), "v1"),
+        serving(live_fleet, table_engine(), "v2"),
+        table_agent(live_fleet, "dev-a", tmp_path, drafter) as agent,
+    ):
+        agent.wait_ready(WAIT_S)
+        wait_for(lambda: agent.call(lambda: agent._adverts.alive) == {"v1", "v2"})
+        chat = agent.chat(LONG)
+        for name in ("v1", "v2"):
+            maintenance(live_fleet, name).set(is_draining=True)
+        wait_for(lambda: not agent.call(lambda: agent._adverts.has_room))
+        with pytest.raises(LinkError, match="takes no new conversation: v1, v2"):
+            agent.wait_ready(0.2)
+        with pytest.raises(LinkError, match=r"no answer began within 0\.5 s"):
+            list(begun_within(chat.send("anybody"), 0.5, chat.stop))
+        maintenance(live_fleet, "v2").set(is_draining=False)
+        agent.wait_ready(WAIT_S)
+        stats = last(begun_within(chat.send("and now"), WAIT_S, chat.stop))
+        assert list(stats.token_ids) == alone(stats, 200)
+        chat.close()
 
 
 def test_a_verifier_that_was_never_there_is_said(live_fleet: LiveFleet) -> None:

@@ -202,3 +202,16 @@ def test_a_verifier_that_serves_another_target_now_is_told_from_one_that_is_gone
     assert not adverts.serves_another("a", TARGET)
     adverts.update("a", status(target=OTHER_TARGET))
     assert adverts.serves_another("a", TARGET)
+
+
+def test_verifiers_that_all_drain_have_no_room_and_are_named(adverts: Adverts) -> None:
+    adverts.update("a", status(is_draining=True))
+    adverts.update("b", status(is_draining=True))
+    assert not adverts.has_room
+    error = adverts.problem("tiny")
+    assert isinstance(error, LinkError)
+    assert "takes no new conversation: a, b" in str(error)
+    assert "sled verifier drain NAME --off" in str(error.hint)
+    assert adverts.choose() is not None, "for a session that one of them still has"
+    adverts.update("b", status())
+    assert adverts.has_room

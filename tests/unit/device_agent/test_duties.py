@@ -80,8 +80,8 @@ def states(actions: list[Action]) -> dict[str, CommandState]:
     return {state.id: state for state in response.commands}
 
 
-def status(incarnation: str, *, is_online: bool = True, serial: str = "s-other") -> bytes:
-    return encode(DeviceStatus(is_online=is_online, incarnation=incarnation, serial=serial))
+def status(incarnation: str, *, is_online: bool = True, serial: str = "s-other", **fields: Any) -> bytes:
+    return encode(DeviceStatus(is_online=is_online, incarnation=incarnation, serial=serial, **fields))
 
 
 # ---- presence
@@ -102,9 +102,10 @@ def test_birth_will_and_farewell_name_this_life(duties: FleetDuties) -> None:
 
 
 def test_the_own_birth_ends_the_look_at_the_own_status(duties: FleetDuties) -> None:
-    (subscribe,) = of(Subscribe, duties.on_connected(0.0))
-    assert subscribe.subscription.filter == f"{ROOT}/status"
+    assert f"{ROOT}/status" in {each.filter for each in duties.subscriptions()}
     assert duties.on_message(f"{ROOT}/status", status("life-2"), 0.1) == [Unsubscribe(f"{ROOT}/status")]
+    (subscribe,) = of(Subscribe, duties.on_disconnected())
+    assert subscribe.subscription.filter == f"{ROOT}/status"
 
 
 def test_an_earlier_life_is_not_a_copy(duties: FleetDuties) -> None:
@@ -120,7 +121,8 @@ def test_p15_an_earlier_life_that_an_old_broker_brings_back_is_not_a_copy(duties
     later.start(0.0)
     later.on_message(f"{ROOT}/status", status("life-3"), 0.0)
     assert later.on_message(f"{ROOT}/status", status("life-2"), 5.0) == []
-    assert of(Halt, later.on_message(f"{ROOT}/status", status("clone"), 6.0))
+    actions = later.on_message(f"{ROOT}/status", status("clone"), 6.0)
+    assert decode(DeviceStatus, retained(actions, "status")).yields_to == "clone"
 
 
 def test_only_the_latest_lives_are_remembered() -> None:
@@ -135,13 +137,35 @@ def test_another_life_after_the_own_birth_is_a_copy_and_is_named(
     duties: FleetDuties,
     is_online: bool,  # noqa: FBT001 - parametrised
 ) -> None:
-    """After a reconnect the copy's birth, or the will it left when we took the connection back."""
+    """After a reconnect the copy's birth, or its will when its connection broke."""
     duties.on_message(f"{ROOT}/status", status("life-2"), 0.0)
-    (halt,) = of(Halt, duties.on_message(f"{ROOT}/status", status("clone", is_online=is_online), 5.0))
+    copy = status("clone", is_online=is_online, is_lost=not is_online)
+    actions = duties.on_message(f"{ROOT}/status", copy, 5.0)
+    assert not of(Halt, actions), "the broker has yet to hear it"
+    said = retained(actions, "status")
+    assert duties.on_message(f"{ROOT}/status", status("clone"), 5.1) == []
+    assert duties.on_message(f"{ROOT}/status", status("life-2"), 5.1) == [], "an echo from before"
+    (halt,) = of(Halt, duties.on_message(f"{ROOT}/status", said, 5.2))
     assert "s-other" in halt.reason
     assert "s-own" in halt.reason
-    assert decode(DeviceStatus, duties.farewell()[1]).problem == halt.reason
+    assert said == duties.farewell()[1]
+    farewell = decode(DeviceStatus, said)
+    assert (farewell.is_online, farewell.problem, farewell.yields_to) == (False, halt.reason, "clone")
     assert duties.on_message(f"{ROOT}/status", status("clone"), 6.0) == [], "said once"
+
+
+def test_the_life_that_comes_first_goes_on_and_says_at_once_that_there_is_another(
+    duties: FleetDuties,
+) -> None:
+    duties.start(0.0)
+    duties.on_message(f"{ROOT}/status", status("life-2"), 0.0)
+    actions = duties.on_message(f"{ROOT}/status", status("life-3"), 1.0)
+    said = decode(DeviceStatus, retained(actions, "status"))
+    assert (said.is_online, "s-other" in said.problem, "goes on" in said.problem) == (True, True, True)
+    assert duties.on_message(f"{ROOT}/status", status("life-3"), 2.0) == [], "said once"
+    health = (SessionHealth(slot=0, verifier="v1"),)
+    again = decode(DeviceStatus, retained(duties.on_sessions(health, 100.0), "status"))
+    assert again.problem == said.problem, "for the rest of this life"
 
 
 def test_the_own_will_of_a_short_cut_is_not_a_copy(duties: FleetDuties) -> None:

@@ -9,7 +9,7 @@ from device_agent.controller import Controller
 from device_agent.flight import MAX_TIMEOUT_S, MIN_TIMEOUT_S
 from device_agent.saved import Saved
 from device_agent.session import DeviceSession
-from device_agent.turns import SessionOptions
+from device_agent.turns import MAX_BACKOFF_S, SessionOptions
 from protocol.codec import encode
 from protocol.errors import SessionError
 from protocol.messages import MAX_CONTEXT_TOKENS, Refusal, RefusalReason, SamplerSettings, Verdict
@@ -533,6 +533,26 @@ def test_draining_moves_the_session() -> None:
     world = asked(World(n_verifiers=2))
     deliver_refusal(world, "draining")
     world.run(lambda: world.session.binding.name == "v2")
+    finish(world)
+
+
+def test_a_text_that_two_draining_verifiers_refuse_is_sent_less_and_less_often() -> None:
+    """Each opening carries the whole text; the first move is at once, and when one serves it goes on."""
+    world = World(n_verifiers=2)
+    world.is_losing_windows = True
+    world.ask(PROMPT, max_tokens=10)
+    gaps_s: list[float] = []
+    for n_sent in range(1, 12):
+        world.run(lambda n=n_sent: len(world.published) == n)  # type: ignore[misc]  # mypy cannot infer it
+        sent_s = world.now_s
+        deliver_refusal(world, "draining", retry_after_s=1.0)
+        world.run(lambda n=n_sent + 1: len(world.published) == n)  # type: ignore[misc]
+        gaps_s.append(world.now_s - sent_s)
+    assert gaps_s[0] < 0.1
+    assert gaps_s[-1] == pytest.approx(MAX_BACKOFF_S, abs=0.1)
+    assert sum(gaps_s) > 30.0
+    world.is_losing_windows = False
+    deliver_refusal(world, "draining", retry_after_s=1.0)
     finish(world)
 
 
