@@ -16,7 +16,9 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -177,20 +179,25 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _cells(arguments: argparse.Namespace, times: StepTimes) -> Iterator[Cell]:
-    seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
-    for mix in arguments.mixes:
-        for n_busy in arguments.loads:
+    wanted = [(mix, n_busy) for mix in arguments.mixes for n_busy in arguments.loads]
+    with ProcessPoolExecutor(arguments.jobs, initializer=_keep_quiet) as processes:
+        yield from processes.map(partial(_cell, arguments, times), *zip(*wanted, strict=True))
 
-            def load(seed: int, mix: str = mix, n_busy: int = n_busy) -> Load:
-                return Load(mix, n_busy, arguments.rate, arguments.seconds, seed)
 
-            yield measure(times, load, seeds)
+def _cell(arguments: argparse.Namespace, times: StepTimes, mix: str, n_busy: int) -> Cell:
+    def load(seed: int) -> Load:
+        return Load(mix, n_busy, arguments.rate, arguments.seconds, seed)
+
+    return measure(times, load, range(FIRST_SEED, FIRST_SEED + arguments.seeds))
+
+
+def _keep_quiet() -> None:
+    logging.getLogger("edge_verifier").setLevel(logging.CRITICAL)
 
 
 def main() -> int:
     """Print the comparison, a line for each mix and load."""
     arguments = _arguments()
-    logging.getLogger("edge_verifier").setLevel(logging.CRITICAL)
     times = StepTimes.load(arguments.steps)
     print(f"{times}; readers need {arguments.rate:g} tokens/s; {arguments.seeds} seeds: mean ± deviation")
     print("| mix | load | deadline | greedy | static (batch size) | deadline / better ± error |")
@@ -213,9 +220,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=Path, default=RECORDED, help="recorded step times")
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=[*MIXES])
     parser.add_argument("--loads", type=int, nargs="+", default=[4, 8, 16, 24, 32, 64])
-    parser.add_argument("--rate", type=float, default=4.0, help="tokens a second that a reader needs")
+    parser.add_argument("--rate", type=float, default=10.0, help="tokens a second that a reader needs")
     parser.add_argument("--seconds", type=float, default=30.0, help="virtual time in which sessions open")
     parser.add_argument("--seeds", type=int, default=10, help="runs for each policy, mix and load")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compute; no figure depends on it")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the table as SVG")
     return parser.parse_args()
 

@@ -5,7 +5,7 @@
 The verifier's core with the bundled target in fp32 (or another model) and devices that answer after a pause.
 A round is from one verdict to the next. Printed are, over all sessions, the median round before the prompt,
 the longest round of any session in units of its own median, before the prompt and while it is computed, and
-how long the prompt took; the goal is 1.5 while it is computed.
+how long the prompt took, beside one of its length alone; the goal is 1.5 while it is computed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Found(NamedTuple):
         median_s: of all rounds before it.
         worst_before, worst_during: the longest round of any session over that session's median before.
         first_verdict_s: from the prompt's arrival to its first verdict.
+        alone_s: the same for a prompt of that length while nobody else speaks.
         n_chunks: steps with a part of the prompt.
         chunk_tokens: of the prompt in such a step, in the middle.
     """
@@ -47,6 +48,7 @@ class Found(NamedTuple):
     worst_before: float
     worst_during: float
     first_verdict_s: float
+    alone_s: float
     n_chunks: int
     chunk_tokens: int
 
@@ -54,6 +56,10 @@ class Found(NamedTuple):
 def measure(engine: Engine, arguments: argparse.Namespace, seed: int) -> Found:
     """Sessions that run for a while, then a prompt."""
     chance, vocab_size = random.Random(seed), engine.info.vocab_size
+    alone, intruding = ([chance.randrange(5, vocab_size) for _ in range(arguments.prompt)] for _ in range(2))
+    idle = VerifierCore(engine)  # another one, whose planner keeps what it learns of prompts to itself
+    alone_s = _first_verdict_s(idle, "alone", alone)
+    idle.close()
     core = VerifierCore(engine)
     sessions = []
     for i in range(arguments.sessions):
@@ -65,21 +71,27 @@ def measure(engine: Engine, arguments: argparse.Namespace, seed: int) -> Found:
     core.run(lambda: time.monotonic() > settled_s and all(len(each.verdicts_s) > 3 for each in sessions))
     begun_s = time.monotonic()
     core.run(lambda: time.monotonic() > begun_s + arguments.seconds)
-    prompt = [chance.randrange(5, vocab_size) for _ in range(arguments.prompt)]
-    intruder = PacedSession("intruder", prompt, pause_s=3600.0)
-    n_steps = len(core.steps)
-    core.open(intruder)
-    core.run(lambda: bool(intruder.verdicts_s))
-    until_s = intruder.verdicts_s[0]
+    n_steps, opened_s = len(core.steps), time.monotonic()
+    first_verdict_s = _first_verdict_s(core, "intruder", intruding)
+    until_s = opened_s + first_verdict_s
     core.run(lambda: all(each.verdicts_s[-1] > until_s for each in sessions))
     core.close()
     chunks = [step.n_prompt_tokens for step in core.steps[n_steps:] if step.n_prompt_tokens]
     return Found(
-        *_rounds(sessions, begun_s, intruder.opened_s, until_s),
-        until_s - intruder.opened_s,
+        *_rounds(sessions, begun_s, opened_s, until_s),
+        first_verdict_s,
+        alone_s,
         len(chunks),
         int(median(chunks or [0])),
     )
+
+
+def _first_verdict_s(core: VerifierCore, name: str, prompt: Sequence[int]) -> float:
+    """Open a session that says nothing after its prompt; time to its first verdict."""
+    session = PacedSession(name, prompt, pause_s=3600.0)
+    core.open(session)
+    core.run(lambda: bool(session.verdicts_s))
+    return session.verdicts_s[0] - session.opened_s
 
 
 def _rounds(
@@ -113,14 +125,14 @@ def main() -> int:
     print(
         f"{info.model} {info.dtype}, {arguments.sessions} sessions with windows of {arguments.draft} drafts"
     )
-    print("median round ms   worst before   worst during   prompt s   chunks of about")
+    print("median round ms   worst before   worst during   prompt s   alone s   chunks of about")
     found = []
     for seed in range(arguments.repeats):
         run = measure(engine, arguments, seed)
         found.append(run.worst_during)
         print(
             f"{run.median_s * 1e3:15.1f}{run.worst_before:14.2f}x{run.worst_during:14.2f}x"
-            f"{run.first_verdict_s:11.2f}{run.n_chunks:9} x {run.chunk_tokens}",
+            f"{run.first_verdict_s:11.2f}{run.alone_s:10.2f}{run.n_chunks:9} x {run.chunk_tokens}",
             flush=True,
         )
     engine.shutdown()

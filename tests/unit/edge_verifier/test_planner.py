@@ -87,6 +87,18 @@ def test_a_session_about_to_send_is_waited_for_when_that_saves_more_than_it_cost
     assert set(started(planner, 10.004)) == {1, 2}
 
 
+def test_a_prompt_that_rides_along_does_not_change_how_long_windows_are_held() -> None:
+    planner = taught(Planner())
+    planner.arrivals._gap_s[2] = 0.004
+    planner.arrivals.answered(2, 10.0)
+    planner.add(work(1, arrived_s=10.0))
+    alone = planner.next_action(10.0)
+    for sid in range(50, 60):
+        planner.add(work(sid, n_prefill=300, arrived_s=10.0))
+    assert isinstance(alone, Wait)
+    assert planner.next_action(10.0) == alone
+
+
 def test_one_that_does_not_come_is_waited_for_no_longer() -> None:
     planner = taught(Planner())
     planner.arrivals._gap_s[2] = 0.004
