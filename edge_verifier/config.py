@@ -35,6 +35,8 @@ class VerifierConfig(BaseModel):
         max_sessions: below the engine's own limit; None for no other.
         min_idle_s: a session silent for less is never dropped for another's room.
         max_backlog_s: engine time of waiting prompts beyond which new sessions are told to come later.
+        max_late_s: new sessions are told to come later while half of those that wait for a step have had
+            nothing to show for longer than this; None for never.
         min_step_tokens, max_step_tokens: bounds of the learned token budget of a step.
         display_rate_tokens_s: how fast users read; sets whose window is most urgent.
         keep_checkpoints: False keeps every conversation out of the broker.
@@ -62,6 +64,7 @@ class VerifierConfig(BaseModel):
     max_sessions: int | None = Field(default=None, ge=1)
     min_idle_s: float = Field(default=2.0, ge=0.0)
     max_backlog_s: float = Field(default=10.0, gt=0.0)
+    max_late_s: float | None = Field(default=None, gt=0.0)
     min_step_tokens: int = Field(default=64, ge=34)
     max_step_tokens: int = Field(default=4096, ge=64)
     display_rate_tokens_s: float = Field(default=10.0, gt=0.0)
@@ -136,6 +139,7 @@ class VerifierConfig(BaseModel):
             max_sessions=self.max_sessions,
             min_idle_s=self.min_idle_s,
             max_backlog_s=self.max_backlog_s,
+            max_late_s=self.max_late_s,
             display_rate_tokens_s=self.display_rate_tokens_s,
             prefixes=PrefixRules(self.share_prefixes),
             checkpoints=CheckpointRule(is_on=self.keep_checkpoints),

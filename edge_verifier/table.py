@@ -22,6 +22,7 @@ from edge_verifier.effects import (
 )
 from edge_verifier.engine import EngineInfo
 from edge_verifier.kv_budget import KvBudget
+from edge_verifier.overload import overload_fault
 from edge_verifier.prefix_sharing import PrefixSharing
 from edge_verifier.quota import Quotas, n_tokens
 from edge_verifier.session import MAX_AHEAD, Session
@@ -142,9 +143,8 @@ class SessionTable:
     def _admission_fault(self, incoming: _Incoming) -> Fault | None:
         if self.is_draining:
             return Fault("draining", "this verifier takes no new sessions", self._strangers.wait_s(1.0))
-        if self.backlog_s > self._rules.max_backlog_s:
-            detail = f"prompts wait for {self.backlog_s:.1f} s already"
-            return Fault("busy", detail, self._strangers.wait_s(self.backlog_s))
+        if fault := overload_fault(self, self._rules, self.backlog_s, incoming.now_s):
+            return replace(fault, retry_after_s=self._strangers.wait_s(fault.retry_after_s))
         staying = [session for session in self._by_sid.values() if not self._may_go(session, incoming)]
         n_allowed = self._quotas.of(incoming.device).sessions
         if n_allowed is not None and sum(each.device == incoming.device for each in staying) >= n_allowed:

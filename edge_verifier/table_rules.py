@@ -17,6 +17,8 @@ class TableRules:
         min_idle_s: a session younger in silence than this, and in the middle of a turn, is never dropped for
             an opening.
         max_backlog_s: prompts waiting for longer than this make new openings wait at their devices.
+        max_late_s: new openings wait at their devices while half of the sessions that wait for a step have
+            had nothing to show for longer than this; None for never.
         display_rate_tokens_s: how fast a user reads; sets when a session's shown text runs dry.
         repeat_unknown_s: an unknown session is refused once per generation within this time.
     """
@@ -24,6 +26,7 @@ class TableRules:
     max_sessions: int | None = None
     min_idle_s: float = 2.0
     max_backlog_s: float = 10.0
+    max_late_s: float | None = None
     display_rate_tokens_s: float = 10.0
     repeat_unknown_s: float = 2.0
     prefixes: PrefixRules = field(default_factory=PrefixRules)

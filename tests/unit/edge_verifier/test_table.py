@@ -549,6 +549,32 @@ def test_p25_openings_wait_at_their_devices_while_prompts_pile_up(desk: Desk) ->
     assert (message.reason, message.retry_after_s >= 11.0) == ("busy", True)
 
 
+@pytest.mark.parametrize(("waited_s", "n_refusals"), [(9.0, 1), (4.0, 0)])
+def test_openings_wait_while_half_of_those_that_wait_are_behind_their_readers(
+    waited_s: float, n_refusals: int
+) -> None:
+    desk = Desk(TableEngine(is_held=True), TableRules(max_late_s=3.0, display_rate_tokens_s=10.0))
+    devices = [opened(desk, name=f"d{i}", seed=i) for i in range(6)]
+    for device in devices:
+        desk.send(device, device.next_window())
+    newcomer = ScriptedDevice(desk.engine, name="new", seed=99)
+    desk.clock.now_s += waited_s
+    desk.send(newcomer, newcomer.next_window())
+    refusals = [message for _, _, message in desk.replies if isinstance(message, Refusal)]
+    assert [refusal.reason for refusal in refusals] == ["busy"] * n_refusals
+    assert all(refusal.retry_after_s > 3.0 for refusal in refusals)
+    assert all(refusal.detail.startswith("6 sessions wait") for refusal in refusals)
+
+
+def test_a_verifier_refuses_nobody_for_lateness_unless_told_to(desk: Desk) -> None:
+    for i in range(6):
+        device = opened(desk, name=f"d{i}", seed=i)
+        desk.send(device, device.next_window())
+    desk.clock.now_s += 100.0
+    newcomer = ScriptedDevice(desk.engine, name="new", seed=99)
+    assert isinstance(desk.ask(newcomer, newcomer.next_window())[-1], Verdict)
+
+
 def test_draining_refuses_the_new_and_serves_the_old(desk: Desk) -> None:
     old = opened(desk, name="old")
     desk.table.is_draining = True
