@@ -51,5 +51,6 @@ def test_an_answer_goes_on_locally_and_is_settled_when_the_link_is_back(
             assert len(settled) == 1
             assert settled[0].n_confirmed + settled[0].n_replaced > 0
             assert (settled[0].n_replaced == 0) == (error_rate == 0.0)
-            assert kinds == ["link_lost", "drafting_alone", "link_back"]
+            of_link = [kind for kind in kinds if not kind.startswith("verifier")]  # a busy one may be late
+            assert of_link == ["link_lost", "drafting_alone", "link_back"]
             chat.close()

@@ -128,7 +128,7 @@ def test_a_device_that_is_killed_goes_on_where_it_was(
 def test_a_service_that_is_killed_is_missed_for_a_moment_only(
     depot: LiveFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pull, "FIRST_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(pull, "FIRST_TIMEOUT_S", 2.0)  # what is late on a busy machine is not asked for twice
     staged = ModelStore(depot.directory).stage(padded_model(tmp_path / "served.gguf", 3 * MIB), "served")
     offer_to(depot, "served", staged.offer)
     with DeliveringDevice(make_home(depot, tmp_path / "home", "served"), limit_kib_per_s=1024) as device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -103,13 +104,18 @@ def test_windows_of_many_devices_share_steps_and_the_log_says_so(
 
 
 def test_what_is_neither_engine_nor_device_takes_little_of_a_round(live_fleet: LiveFleet) -> None:
-    """The bound is far above what a quiet machine needs; a poll or a Nagle delay somewhere breaks it."""
+    """The bound is far above what a quiet machine needs; a poll or a Nagle delay somewhere breaks it.
+
+    The best of several stretches counts: a busy machine slows some of them down, such a delay all.
+    """
     engine = TableEngine()
     device = LiveDevice(live_fleet, ScriptedDevice(engine, name="dev-q", limit=300, accuracy=0.0))
     with serving(live_fleet, engine):
         run_together([device])
-    times_s = sorted(device.round_s)
-    assert times_s[len(times_s) // 2] < 0.02
+    times_s, n = device.round_s, len(device.round_s) // 6
+    assert n >= 30
+    stretches = [times_s[start : start + n] for start in range(n, 6 * n, n)]
+    assert min(map(statistics.median, stretches)) < 0.02
 
 
 GARBAGE = {
