@@ -145,16 +145,25 @@ class StepRows:
         """Which sessions are late, and the need of each; prompts are done one after another."""
         late: set[int] = set()
         need_s: dict[int, float] = {}
-        n_ahead = 0
+        n_ahead, can_keep_pace = 0, self._can_keep_pace
         for task in sorted(tasks, key=lambda task: (task.deadline_s, task.arrived_s, task.sid)):
             end_s = now_s + self._time_s(task, n_ahead)
-            is_late = self._policy.is_late(task, end_s, self._arrivals.usual_text_s or 0.0)
+            is_late = can_keep_pace and self._policy.is_late(task, end_s, self._arrivals.usual_text_s or 0.0)
             need_s[task.sid] = self._policy.need_s(task, end_s, is_late=is_late)
             if is_late:
                 late.add(task.sid)
             else:
                 n_ahead += task.n_prefill
         return late, need_s
+
+    @property
+    def _can_keep_pace(self) -> bool:
+        """Whether a step of one window is over before the text of a verdict is.
+
+        Where it is not, all readers are late before long, and nobody is served better if one gives way.
+        """
+        text_s = self._arrivals.usual_text_s
+        return text_s is None or self._cost.predict_s(1) < text_s
 
     def _time_s(self, task: Work, n_ahead: int) -> float:
         """What a task takes from now on; a prompt, after the `n_ahead` prompt tokens that go before it."""
@@ -180,7 +189,7 @@ class StepRows:
         """What is left beside `n_used` tokens in windows that do not give way."""
         pace = Pace(
             now_s,
-            text_s=self._arrivals.usual_text_s,
+            text_s=self._arrivals.usual_text_s if self._can_keep_pace else None,
             waiting_due_s=tuple(due_s),
             drafting_dry_s=self._arrivals.dry_s(now_s),
         )

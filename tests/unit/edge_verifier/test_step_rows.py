@@ -76,6 +76,14 @@ def test_a_late_window_waits_where_it_would_make_others_late() -> None:
     assert 99 in chosen(step_rows(Greedy()), [*in_time, *late])
 
 
+def test_nothing_gives_way_where_even_one_window_takes_longer_than_its_text_lasts() -> None:
+    """Verdicts bring 70 ms of text, and a step lasts 75 ms and more."""
+    in_time = [work(sid, slack_s=0.25) for sid in range(5)]
+    late = [work(100 + i, slack_s=-i - 1.0) for i in range(30)]
+    assert len(chosen(step_rows(text_s=0.07), [*in_time, *late])) == 35
+    assert len(chosen(step_rows(text_s=0.1), [*in_time, *late])) < 35
+
+
 def test_of_late_windows_the_least_late_goes_first() -> None:
     in_time = [work(sid, slack_s=0.2) for sid in range(22)]  # leave room for 15 tokens or less
     late = [work(100 + i, slack_s=-i - 1.0) for i in range(8)]
