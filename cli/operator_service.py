@@ -127,6 +127,7 @@ class OperatorService:
                 _logger.info("%s", text)
             if operator is not None:
                 self._pass_quotas_on(operator)
+                self._offer_again(operator)
                 self._clear_orphans(operator)
                 self._keep_up(operator)
         except SledError as error:
@@ -175,6 +176,21 @@ class OperatorService:
         wanted = QuotaBook(self._fleet.registry).all()
         for device in publish_quotas(operator, self._fleet.fleet, wanted):
             _logger.info("quota of %s published again", device)
+
+    def _offer_again(self, operator: Operator) -> None:
+        """A broker that has lost its memory offers nothing any more."""
+        from fleet.model_delivery import lost_offers
+        from protocol.topics import MODEL_OFFER
+        from provisioning.offer_book import OfferBook
+
+        active = {record.id for record in self._fleet.registry.devices() if record.revoked_at is None}
+        wanted = {each: offer for each, offer in OfferBook(self._fleet).all().items() if each in active}
+        if not wanted:
+            return
+        retained = operator.retained([MODEL_OFFER.filter(self._fleet.fleet)])
+        for topic, payload in lost_offers(wanted, retained, self._fleet.fleet).items():
+            operator.retain(topic, payload)
+            _logger.info("%s was lost at the broker and is published again", topic)
 
     def _keep_up(self, operator: Operator) -> None:
         def ask_of(device: str) -> Ask:

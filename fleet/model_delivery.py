@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
-from protocol.codec import decode
+from protocol.codec import decode, encode
 from protocol.errors import MessageError
 from protocol.messages import Message
 from protocol.model_manifest import ModelManifest
@@ -85,6 +85,29 @@ def offered_files(retained: Mapping[str, bytes]) -> frozenset[str]:
         if MODEL_OFFER.parse(topic) and (offer := _read(ModelOffer, topic, payload)):
             found.add(ModelManifest.parse(offer.manifest).sha256)
     return frozenset(found)
+
+
+def lost_offers(
+    wanted: Mapping[str, ModelOffer], retained: Mapping[str, bytes], fleet: str
+) -> Mapping[str, bytes]:
+    """What is to be retained again: offers that the broker has no more, or only older ones, by topic.
+
+    A newer one than is wanted stays: it was made with another copy of the fleet directory.
+    """
+    topics = {MODEL_OFFER.topic(fleet, d=device): offer for device, offer in wanted.items()}
+    return {
+        topic: encode(offer)
+        for topic, offer in topics.items()
+        if _revision(retained.get(topic, b"")) < _revision(encode(offer))
+    }
+
+
+def _revision(payload: bytes) -> int:
+    """Of an offer; 0 where there is none that can be read."""
+    try:
+        return ModelManifest.parse(decode(ModelOffer, payload).manifest).revision if payload else 0
+    except MessageError:
+        return 0
 
 
 def _row(device: str, offer: ModelManifest | None, status: ModelStatus | None) -> DeliveryRow:

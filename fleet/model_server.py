@@ -6,11 +6,8 @@ Nothing is remembered: a device asks again for what does not come, also after th
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import queue
-import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +15,8 @@ from typing import Self
 
 from fleet.block_queue import BlockQueue
 from protocol.codec import decode
-from protocol.errors import LinkError, MessageError
-from protocol.link import Endpoint, Link, LinkEvent, LinkOptions, Received, Subscription
+from protocol.inbox import Inbox
+from protocol.link import Endpoint, LinkOptions, Received, Subscription
 from protocol.model_block import BLOCK_BYTES, ModelBlock
 from protocol.model_manifest import ModelManifest
 from protocol.model_messages import ModelOffer, ModelRequest
@@ -28,13 +25,8 @@ from protocol.topics import MODEL_BLOCK, MODEL_OFFER, MODEL_REQUEST, Role
 _logger = logging.getLogger(__name__)
 
 MODEL_SERVER = (Role.FLEET.value, "models")
-MAX_WAITING = 1_000
-"""Messages not looked at yet; more are dropped, as devices ask again."""
 MAX_QUEUED_BLOCKS = 2_000
 """On their way to the broker: 31 MiB, the windows of 250 devices."""
-_CONNECT_S = 10.0
-_LEAST_WAIT_S = 1e-6
-"""So that what has come is looked at between two blocks."""
 
 
 class ModelServer:
@@ -54,27 +46,24 @@ class ModelServer:
     def __init__(self, endpoint: Endpoint, *, fleet: str, directory: Path) -> None:
         self._fleet = fleet
         self._directory = directory
-        self._events: queue.Queue[Received | None] = queue.Queue(MAX_WAITING)
         self._blocks = BlockQueue()
         self._offered: dict[str, ModelManifest] = {}
-        identity = ".".join(MODEL_SERVER)
-        options = LinkOptions(identity, is_clean_start=True, session_expiry_s=0, max_queue=MAX_QUEUED_BLOCKS)
-        self._link = Link(endpoint, options, self._take)
-        self._thread = threading.Thread(target=self._run, name="model-server", daemon=True)
         self.n_sent_bytes = 0
+        identity = ".".join(MODEL_SERVER)
+        # At QoS 0: at QoS 1 the broker cuts a snapshot of many retained offers off at its queue limit.
+        filters = (MODEL_OFFER.filter(fleet), MODEL_REQUEST.filter(fleet))
+        self._inbox = Inbox(
+            endpoint,
+            LinkOptions(identity, is_clean_start=True, session_expiry_s=0, max_queue=MAX_QUEUED_BLOCKS),
+            [Subscription(each, qos=0) for each in filters],
+            self._handle,
+            on_time=self._send_next,
+            due_s=self._blocks.wake_s,
+            takes_retained=True,
+        )
 
     def __enter__(self) -> Self:
-        # At QoS 0: at QoS 1 the broker cuts a snapshot of many retained offers off at its queue limit.
-        filters = (MODEL_OFFER.filter(self._fleet), MODEL_REQUEST.filter(self._fleet))
-        self._link.subscribe([Subscription(each, qos=0) for each in filters])
-        self._thread.start()
-        self._link.start()
-        try:
-            self._link.wait_connected(_CONNECT_S)
-            self._link.wait_subscribed(_CONNECT_S)
-        except LinkError:
-            self.stop()
-            raise
+        self._inbox.__enter__()
         return self
 
     def __exit__(
@@ -84,44 +73,7 @@ class ModelServer:
 
     def stop(self) -> None:
         """Leave; what was asked for and not sent is asked for again."""
-        self._events.put(None)
-        self._thread.join()
-        self._link.stop()
-
-    def _take(self, event: LinkEvent) -> None:
-        """On the network thread."""
-        if isinstance(event, Received):
-            with contextlib.suppress(queue.Full):
-                self._events.put_nowait(event)
-
-    # ---- own thread
-
-    def _run(self) -> None:
-        while True:
-            try:
-                event = self._events.get(timeout=self._wait_s())
-            except queue.Empty:
-                self._guarded(None)
-                continue
-            if event is None:
-                return
-            self._guarded(event)
-
-    def _wait_s(self) -> float | None:
-        """Until a block may go out; without end while none is asked for."""
-        wake_s = self._blocks.wake_s()
-        return None if wake_s is None else max(_LEAST_WAIT_S, wake_s - time.monotonic())
-
-    def _guarded(self, event: Received | None) -> None:
-        try:
-            if event is None:
-                self._send_next()
-            else:
-                self._handle(event)
-        except (MessageError, LinkError) as error:
-            _logger.info("request for a model not answered: %s", error)
-        except Exception:
-            _logger.exception("request for a model not answered: %s", event.topic if event else "")
+        self._inbox.stop()
 
     def _handle(self, message: Received) -> None:
         if (names := MODEL_OFFER.parse(message.topic)) is not None:
@@ -159,4 +111,4 @@ class ModelServer:
         return self._directory / f"{manifest.sha256}.gguf"
 
     def _publish(self, device: str, block: ModelBlock) -> None:
-        self._link.publish(MODEL_BLOCK.topic(self._fleet, d=device), block.encode(), qos=0)
+        self._inbox.link.publish(MODEL_BLOCK.topic(self._fleet, d=device), block.encode(), qos=0)

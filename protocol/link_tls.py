@@ -62,9 +62,7 @@ class LinkSocket(ssl.SSLSocket):
             return len(data)
         try:
             return super().send(data, flags)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except OSError:
+        except (ssl.SSLEOFError, ConnectionError):
             with contextlib.suppress(OSError):
                 self._received(_RECORD_BYTES, 0)
             raise

@@ -10,8 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
-import queue
-import threading
 from hashlib import sha256
 from types import TracebackType
 from typing import Self
@@ -20,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from protocol.codec import decode, encode
-from protocol.errors import LinkError, MessageError, ProvisioningError, SledError
-from protocol.link import Endpoint, Link, LinkEvent, LinkOptions, Received, Subscription
+from protocol.errors import MessageError, ProvisioningError
+from protocol.inbox import Inbox
+from protocol.link import Endpoint, LinkOptions, Received, Subscription
 from protocol.messages import EnrollRequest, EnrollResponse
 from protocol.topics import CLAIM_MOUNT, ENROLL_REQUEST, ENROLL_RESPONSE, Role
 from provisioning.claim_book import ClaimBook, ClaimRefusedError
@@ -31,9 +30,6 @@ from provisioning.keys import requested_key
 _logger = logging.getLogger(__name__)
 
 PROVISIONER = (Role.PROVISION.value, "p1")
-MAX_WAITING = 1_000
-"""Requests that wait for an answer; more are dropped, as newcomers repeat theirs."""
-_CONNECT_S = 10.0
 
 
 class EnrolmentDesk:
@@ -101,24 +97,17 @@ class EnrolmentService:
     """
 
     def __init__(self, fleet: FleetDirectory, endpoint: Endpoint, *, device_port: int) -> None:
-        self._fleet = fleet
         self._desk = EnrolmentDesk(fleet, device_port)
-        self._waiting: queue.Queue[Received | None] = queue.Queue(MAX_WAITING)
-        options = LinkOptions(".".join(PROVISIONER), keepalive_s=5, is_clean_start=True, session_expiry_s=0)
-        self._link = Link(endpoint, options, self._take)
-        self._thread = threading.Thread(target=self._run, name="enrolment", daemon=True)
+        everything = f"{CLAIM_MOUNT}{ENROLL_REQUEST.filter(fleet.fleet)}"
+        self._inbox = Inbox(
+            endpoint,
+            LinkOptions(".".join(PROVISIONER), keepalive_s=5, is_clean_start=True, session_expiry_s=0),
+            [Subscription(everything, retain_handling=2)],
+            self._answer,
+        )
 
     def __enter__(self) -> Self:
-        everything = f"{CLAIM_MOUNT}{ENROLL_REQUEST.filter(self._fleet.fleet)}"
-        self._link.subscribe([Subscription(everything, retain_handling=2)])
-        self._thread.start()
-        self._link.start()
-        try:
-            self._link.wait_connected(_CONNECT_S)
-            self._link.wait_subscribed(_CONNECT_S)
-        except LinkError:
-            self.stop()
-            raise
+        self._inbox.__enter__()
         return self
 
     def __exit__(
@@ -128,28 +117,12 @@ class EnrolmentService:
 
     def stop(self) -> None:
         """Answer what has come, and leave."""
-        self._waiting.put(None)
-        self._thread.join()
-        self._link.stop()
+        self._inbox.stop()
 
-    def _take(self, event: LinkEvent) -> None:
-        if not isinstance(event, Received) or event.is_retained:
-            return
-        try:
-            self._waiting.put_nowait(event)
-        except queue.Full:
-            _logger.warning("%d enrolment requests wait; one more was dropped", MAX_WAITING)
-
-    def _run(self) -> None:
-        while (request := self._waiting.get()) is not None:
-            try:
-                answer = self._desk.answer(request.topic, request.payload)
-                if answer is not None:
-                    self._link.publish(*answer)
-            except SledError as error:
-                _logger.error("enrolment request not answered: %s", error)  # noqa: TRY400 - expected failure
-            except Exception:
-                _logger.exception("enrolment request not answered: %s", request.topic)
+    def _answer(self, request: Received) -> None:
+        answer = self._desk.answer(request.topic, request.payload)
+        if answer is not None:
+            self._inbox.link.publish(*answer)
 
 
 def _fingerprint(key: ec.EllipticCurvePublicKey) -> str:

@@ -205,6 +205,11 @@ class Registry:
         with self.transaction() as connection:
             _revoke(connection, utc_now(), "serial = ?", f"{serial:x}")
 
+    def revoke_identity(self, authority: str, identity: str) -> int:
+        """Revoke all certificates of a backend, a bridge or a broker; how many there are."""
+        with self.transaction() as connection:
+            return len(_revoke(connection, utc_now(), "identity = ?", identity, authority))
+
     def revocations(self, authority: str) -> dict[int, dt.datetime]:
         """Certificates of a CA that are not to be let in and have not expired: serial number to time.
 
@@ -316,14 +321,19 @@ def _check_is_new(connection: sqlite3.Connection, device_id: str) -> None:
     )
 
 
-def _revoke(connection: sqlite3.Connection, now: str, which: str, value: str) -> tuple[int, ...]:
-    """Revoke device certificates `which` (SQL, ours) says; the serial numbers of all it is true for."""
-    where = f"authority = 'device' AND {which}"
+def _revoke(
+    connection: sqlite3.Connection, now: str, which: str, value: str, authority: str = "device"
+) -> tuple[int, ...]:
+    """Revoke a CA's certificates as `which` (SQL, ours) says; the serial numbers of all it is true for."""
+    where = f"authority = ? AND {which}"
     connection.execute(
         f"UPDATE certificate SET revoked_at = coalesce(revoked_at, ?) WHERE {where}",  # noqa: S608 - constants
-        (now, value),
+        (now, authority, value),
     )
-    rows = connection.execute(f"SELECT serial FROM certificate WHERE {where}", (value,))  # noqa: S608 - as above
+    rows = connection.execute(
+        f"SELECT serial FROM certificate WHERE {where}",  # noqa: S608 - as above
+        (authority, value),
+    )
     return tuple(int(serial, 16) for (serial,) in rows)
 
 

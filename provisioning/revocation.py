@@ -19,6 +19,7 @@ from typing import Any
 
 from cryptography import x509
 
+from broker_config.bridge import bridge_identity
 from broker_config.configuration import BrokerFiles
 from protocol.errors import BrokerError, LinkError
 from protocol.identifiers import SLOTS
@@ -158,6 +159,18 @@ def _retained_topics(fleet: FleetDirectory, device_id: str) -> Iterator[str]:
         yield STATE.topic(fleet.fleet, v=verifier, d=device_id, n=slot)
     for channel in (DEVICE_STATUS, REPORTED, COMMAND_RESPONSE, MODEL_STATUS):
         yield channel.topic(fleet.fleet, d=device_id)
+
+
+def kick_bridge(fleet: FleetDirectory, site: str, access: BrokerAccess) -> None:
+    """Have the broker forget a site that was removed, and end the connection of its bridge.
+
+    Raises:
+        LinkError, BrokerError: the broker could not be told.
+    """
+    access.reload(fleet.broker_files())
+    if access.admin is not None:
+        admin = Endpoint(*access.admin, fleet.endpoint_tls(".".join(OPERATOR)))
+        take_over(admin, bridge_identity(site), access.check)
 
 
 def take_over(endpoint: Endpoint, identity: str, check: Callable[[], None] = lambda: None) -> None:

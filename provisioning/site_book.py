@@ -8,6 +8,7 @@ sites/{name}/bridge/{key,cert}.pem  the bridge, as the centre knows it
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -70,6 +71,25 @@ class SiteBook:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(folder / SITE_FILE, f"{json.dumps(asdict(site), indent=2)}\n".encode())
         self._fleet.audit.append("site", site.name, devices=list(site.devices))
+
+    def remove(self, name: str) -> Site:
+        """Forget a site: its bridge is revoked, its devices are of no site any more. Says what it was.
+
+        The centre learns of it by a reload; a bridge that is connected stays so until it is kicked.
+
+        Raises:
+            ProvisioningError: there is none of that name.
+        """
+        site = self.site(name)
+        with locked(self._fleet.path / ".lock"):
+            self._fleet.audit.append("remove-site", name, devices=list(site.devices))
+            self._fleet.registry.revoke_identity("backend", bridge_identity(name))
+            self._fleet.registry.revoke_identity("server", f"broker.{name}")
+        self._fleet.write_revocation_list("backend")
+        # The name is free again only once nothing of the old keys is left.
+        (self._directory / name / SITE_FILE).unlink()
+        shutil.rmtree(self._directory / name)
+        return site
 
     def broker_files(self, name: str) -> tuple[BrokerFiles, BridgeFiles]:
         """What the site's broker is made from; certificates are issued where they are missing or do not fit.

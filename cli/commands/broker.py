@@ -159,6 +159,35 @@ def set_site(
     say(f"for the site's broker: sled broker files DIRECTORY --site {name}")
 
 
+@site_app.command("rm")
+def remove_site(
+    name: Annotated[str, typer.Argument(help="Site.", metavar="SITE")],
+    *,
+    fleet: FleetOption,
+    json: JsonOption = False,
+) -> None:
+    """Remove a site: its bridge is revoked and its keys are deleted. Its devices stay, of no site any more.
+
+    A broker that runs from the fleet directory ends the bridge's connection at once. Devices whose
+    bundles name the site's broker need new ones.
+    """
+    from cli.broker_access import access_to
+    from provisioning.fleet_directory import FleetDirectory
+    from provisioning.revocation import kick_bridge
+    from provisioning.site_book import SiteBook
+
+    directory = FleetDirectory.open(fleet)
+    site = SiteBook(directory).remove(name)
+    access = access_to(directory, broker=None, reload_command=None, admin=None)
+    if access is None:
+        say("give the centre's broker its new files and reload it: sled broker files DIRECTORY")
+    else:
+        kick_bridge(directory, name, access)
+    output.as_json(site.to_json()) if json else output.fields(site.to_json())
+    if site.devices:
+        say("for new bundles: sled provision device DEVICE --replace --broker HOST --out FILE")
+
+
 @site_app.command("ls")
 def list_sites(*, fleet: FleetOption, json: JsonOption = False) -> None:
     """List sites, their brokers and devices."""

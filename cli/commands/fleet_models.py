@@ -60,6 +60,7 @@ def push(
     from protocol.topics import MODEL_OFFER
     from provisioning.fleet_directory import FleetDirectory
     from provisioning.model_store import ModelPlace, ModelStore
+    from provisioning.offer_book import OfferBook
 
     if url_only and not url:
         raise ConfigError("--url-only without --url", hint="name the file's address: --url https://...")
@@ -70,6 +71,7 @@ def push(
     with operator_of(fleet, broker, timeout) as operator:
         staged = ModelStore(directory).stage(draft.file, name or draft.name, place)
         manifest = staged.manifest
+        OfferBook(directory).enter(chosen, staged.offer)
         for device in chosen:
             directory.audit.append("push-model", device, model=manifest.name, revision=manifest.revision)
             operator.retain(MODEL_OFFER.topic(directory.fleet, d=device), encode(staged.offer))
@@ -118,10 +120,12 @@ def withdraw(
     """Take offers back. What is on its way stops; what a device has in use stays in use."""
     from protocol.topics import MODEL_OFFER
     from provisioning.fleet_directory import FleetDirectory
+    from provisioning.offer_book import OfferBook
 
     directory = FleetDirectory.open(fleet)
     chosen = _chosen(directory, devices or [], everyone=everyone)
     with operator_of(fleet, broker, timeout) as operator:
+        OfferBook(directory).strike(chosen)
         for device in chosen:
             directory.audit.append("withdraw-model", device)
         operator.clear([MODEL_OFFER.topic(directory.fleet, d=device) for device in chosen])
@@ -131,14 +135,17 @@ def withdraw(
 @app.command()
 def prune(*, fleet: FleetOption, broker: BrokerOption = None, timeout: TimeoutOption = 10.0) -> None:
     """Remove the staged files that no device is offered any more from the fleet directory."""
-    from fleet.model_delivery import offered_files
+    from fleet.model_delivery import lost_offers, offered_files
     from protocol.topics import MODEL_OFFER
     from provisioning.fleet_directory import FleetDirectory
     from provisioning.model_store import ModelStore
+    from provisioning.offer_book import OfferBook
 
     directory = FleetDirectory.open(fleet)
     with operator_of(fleet, broker, timeout) as operator:
-        offered = offered_files(operator.retained([MODEL_OFFER.filter(directory.fleet)]))
+        retained = operator.retained([MODEL_OFFER.filter(directory.fleet)])
+    lost = lost_offers(OfferBook(directory).all(), retained, directory.fleet)
+    offered = offered_files({**retained, **lost})
     removed = ModelStore(directory).prune(offered)
     say(f"removed {', '.join(removed)}" if removed else "every staged model is offered to a device")
 

@@ -65,6 +65,32 @@ def test_a_site_gets_its_files_and_the_centre_its_rules(operator: Operator, tmp_
     assert "pi-1" not in (tmp_path / "centre" / "sled.acl").read_text()
 
 
+def test_a_removed_site_leaves_nothing_and_its_name_can_be_used_again(
+    operator: Operator, tmp_path: Path
+) -> None:
+    operator("broker", "site", "set", "plant", "--host", "plant.lan", "--add", "pi-1")
+    operator("broker", "files", str(tmp_path / "site"), "--site", "plant")
+    bridge = tmp_path / "site" / "certs" / "sled-bridge.pem"
+    old = x509.load_pem_x509_certificate(bridge.read_bytes())
+    removed = operator("broker", "site", "rm", "plant", "--json")
+    assert removed.objects()[0]["devices"] == ["pi-1"]
+    assert "sled broker files" in removed.stderr
+    assert operator("broker", "site", "ls", "--json").objects() == [[]]
+    assert not (operator.fleet / "sites" / "plant").exists()
+    operator("broker", "files", str(tmp_path / "centre"))
+    assert "bridge.plant" not in (tmp_path / "centre" / "sled.acl").read_text()
+    [revoked] = (tmp_path / "centre" / "ca_certificates").glob("*backend*crl*")
+    revocations = x509.load_pem_x509_crl(revoked.read_bytes())
+    assert revocations.get_revoked_certificate_by_serial_number(old.serial_number) is not None
+    [records] = operator("fleet", "audit", "--json").objects()
+    assert ("remove-site", "plant") in {(each["action"], each["subject"]) for each in records}
+    assert "no site 'plant'" in operator("broker", "site", "rm", "plant", expect=6).stderr
+    operator("broker", "site", "set", "plant", "--host", "plant.lan", "--add", "pi-1")
+    operator("broker", "files", str(tmp_path / "again"), "--site", "plant")
+    new = x509.load_pem_x509_certificate((tmp_path / "again" / "certs" / "sled-bridge.pem").read_bytes())
+    assert revocations.get_revoked_certificate_by_serial_number(new.serial_number) is None
+
+
 def test_what_cannot_be_is_refused(operator: Operator, tmp_path: Path) -> None:
     operator("broker", "site", "set", "plant", "--host", "plant.lan", "--add", "pi-1")
     taken = operator("broker", "site", "set", "other", "--host", "o.lan", "--add", "pi-1", expect=6)

@@ -15,8 +15,12 @@ import pytest
 from cryptography import x509
 
 from broker_config.acl import render_acl
+from broker_config.running_broker import RunningBroker
 from protocol.link import Published, Received, Subscription, Will
 from protocol.topics import DESIRED, DEVICE_STATUS, STATE, VERDICT, VERIFIER_STATUS, WINDOW
+from provisioning.revocation import BrokerAccess, kick_bridge
+from provisioning.site_book import SiteBook
+from tests.e2e.sled import wait_until
 from tests.integration.live_chat import serving
 from tests.integration.test_faults import OPTIONS, device, finish, paced_engine
 from tests.live_fleet import WAIT_S, LiveFleet, Recorder
@@ -99,6 +103,23 @@ def test_a_site_reaches_its_own_devices_only(
                 assert got == ({b"verdict", b"wish"} if is_own else set()), (site.name, name)
         came = {each.payload for each in verifier.waiting() if isinstance(each, Received)}
         assert came == {b"dev-a at plant", b"dev-b at other"}
+
+
+@pytest.mark.usefixtures("plant")
+def test_the_bridge_of_a_removed_site_is_out_and_does_not_come_back(centre: LiveFleet) -> None:
+    broker = centre.broker
+    SiteBook(centre.directory).remove("plant")
+    running = RunningBroker.find(broker.log_file.parent)
+    assert running is not None
+    n_refused, n_logins = broker.log.count("certificate verify failed"), broker.log.count("as bridge.plant ")
+    admin = (broker.host, broker.admin_port)
+    kick_bridge(
+        centre.directory, "plant", BrokerAccess(broker.host, broker.device_port, admin, running.reload)
+    )
+    wait_until(lambda: broker.log.count("certificate verify failed") > n_refused, 60.0)
+    assert broker.log.count("as bridge.plant ") == n_logins + 1  # the kick's own
+    with centre.link("verifier.v1", Recorder()):
+        pass
 
 
 def test_the_stolen_identity_of_a_bridge_opens_nothing_else(centre: LiveFleet, plant: SiteBroker) -> None:

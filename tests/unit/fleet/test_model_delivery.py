@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fleet.model_delivery import delivery_rows
-from protocol.codec import encode
+from fleet.model_delivery import delivery_rows, lost_offers
+from protocol.codec import decode, encode
 from protocol.model_messages import ModelOffer, ModelStatus
 from protocol.topics import MODEL_OFFER, MODEL_STATUS
 from tests.unit.device_agent.delivered_file import content_of, manifest_of
@@ -60,3 +60,23 @@ def test_rows_are_sorted_and_may_be_limited() -> None:
     everything = {**retained("b", offer(1), None), **retained("a", offer(1), None)}
     assert [row.device for row in delivery_rows(everything)] == ["a", "b"]
     assert [row.device for row in delivery_rows(everything, ["b"])] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("at_the_broker", "is_lost"),
+    [
+        (None, True),
+        (offer(1), True),
+        (b"{", True),
+        (offer(2), False),
+        (offer(3), False),
+    ],
+    ids=["nothing", "an older one", "rubbish", "this one", "a newer one"],
+)
+def test_an_offer_that_the_broker_has_no_more_is_made_again(
+    at_the_broker: bytes | None, *, is_lost: bool
+) -> None:
+    wanted = {"pi": decode(ModelOffer, offer(2))}
+    lost = lost_offers(wanted, retained("pi", at_the_broker, None), "f")
+    assert lost == ({MODEL_OFFER.topic("f", d="pi"): offer(2)} if is_lost else {})
+    assert lost_offers({}, retained("pi", at_the_broker, None), "f") == {}
