@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import secrets
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +27,8 @@ from tests.unit.edge_verifier.scripted_device import ScriptedDevice
 
 DEVICES = ("good", "flood")
 N_ROUNDS = 30
+LOST_S = 2.0
+"""A verdict that has not come by then is taken for lost."""
 
 
 class Site:
@@ -108,7 +108,7 @@ class Session:
         self._script = self._new_script(0)
         self._n_scripts = 1
 
-    def round_s(self, within_s: float = 2.0) -> float:
+    def round_s(self, within_s: float = LOST_S) -> float:
         """One round; `within_s` when no verdict came, and then the text is opened again."""
         if self._script.finished is not None:
             self._script = self._new_script(self._n_scripts)
@@ -137,18 +137,19 @@ class Session:
         self.median_s()
         return min(self.median_s() for _ in range(4))
 
-    def under_and_quiet_s(self, attack: subprocess.Popen[str]) -> tuple[float, float]:
-        """Median rounds with an attack and without, in turns, so that others' work falls on both alike."""
-        under_s: list[float] = []
-        quiet_s: list[float] = []
-        for _ in range(8):
-            under_s += [self.round_s() for _ in range(N_ROUNDS // 2)]
-            attack.send_signal(signal.SIGSTOP)
-            self.round_s()
-            quiet_s += [self.round_s() for _ in range(N_ROUNDS // 2)]
-            attack.send_signal(signal.SIGCONT)
-            self.round_s()
-        return statistics.median(under_s), statistics.median(quiet_s)
+    def begin_text(self, seed: int) -> None:
+        """Begin the text that `seed` says: the same one each time, whatever else goes on."""
+        self._script = self._new_script(seed)
+        self._script.uid = secrets.token_hex(8)
+
+    def committed(self) -> list[int]:
+        """The text so far, with its prompt."""
+        return list(self._script.committed)
+
+    @property
+    def n_connects(self) -> int:
+        """How often the device has connected."""
+        return self._link.traffic.n_connects
 
     def medians_s(self, lasting_s: float) -> list[float]:
         """Medians of a few rounds, one after the other, for so long."""
@@ -161,73 +162,6 @@ class Session:
         return ScriptedDevice(
             self._engine, name="good", prompt=(10, 11, 12 + seed), limit=900, accuracy=0.0, seed=seed
         )
-
-
-FLOOD = """
-import sys, threading, time
-from pathlib import Path
-from protocol.link import Endpoint, TlsFiles
-from tests.raw_mqtt import RawClient, packet, text
-
-port, rate, qos, *files = sys.argv[1:]
-rate, qos = int(rate), int(qos)
-endpoint = Endpoint("127.0.0.1", int(port), TlsFiles(*map(Path, files)))
-topic = text("sled/1/f/verifier/v1/device/flood/session/0/window")
-
-def one(number):
-    name = (number % 60_000 + 1).to_bytes(2, "big") if qos else b""
-    return packet(0x30 | qos << 1, topic + name + b"\\0" + b"x" * 100)
-
-chunk = b"".join(one(number) for number in range(400))
-
-def discard(client):
-    try:
-        while client.socket.recv(65_536):
-            pass
-    except (OSError, ValueError):
-        pass
-
-def flood():
-    with RawClient(endpoint, "flood") as client:
-        print("begun", flush=True)
-        client.socket.settimeout(None)
-        threading.Thread(target=discard, args=(client,), daemon=True).start()
-        n_sent, started_s = 0, time.monotonic()
-        while True:
-            if rate:
-                due = int((time.monotonic() - started_s) * rate) - n_sent
-                n_sent += due
-                due = min(due, rate // 20)  # what a pause held back stays unsent
-                client.send(b"".join(one(number) for number in range(due)))
-                time.sleep(0.002)
-            else:
-                client.send(chunk)
-
-while True:
-    try:
-        flood()
-    except (OSError, ValueError, AssertionError):
-        time.sleep(0.5)
-"""
-
-
-@contextmanager
-def flood(site: Site, *, rate_s: int = 0, qos: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """Device `flood` publishes garbage, as fast as it can or `rate_s` a second; thrown out, it comes back.
-
-    A process of its own, so that it does not hold up the one that measures; begun when this returns.
-    """
-    files = site.live.tls("flood")
-    arguments = (site.live.broker.device_port, rate_s, qos, files.ca_file, files.cert_file, files.key_file)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", FLOOD, *map(str, arguments)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "begun\n"
-            yield process
-        finally:
-            process.kill()
 
 
 @contextmanager
