@@ -39,8 +39,11 @@ class StepRunner:
                 hf_linear.prepare_linears(loaded.model, is_exact=self.is_exact)
         if loaded.shards is not None:
             loaded.shards.connect(is_exact=self.is_exact)
-        self.last_step: RaggedStep | None = None
-        """How the latest step was split; the probe reads it."""
+        self.windows_seen: frozenset[int | None] = frozenset()
+        """Widths of attention that the latest step asked for; the probe reads them.
+
+        Of the step itself nothing is kept: it holds the caches of sessions that may be over by now.
+        """
 
     @staticmethod
     def check(rows: Sequence[Row], caches: Sequence[SessionCache]) -> None:
@@ -86,8 +89,8 @@ class StepRunner:
             wanted += range(len(tokens) - row.n_logits, len(tokens))
         padding = [0] * (n_rows - n_tokens)
         step = RaggedStep(spans, n_rows, is_exact=self.is_exact, device=self._device)
-        self.last_step = step
         found = self._call(self._ids(tokens + padding), self._ids(positions + padding), wanted, step)
+        self.windows_seen = frozenset(step.windows_seen)
         return _split(found, [row.n_logits for row in rows])
 
     def _call(
