@@ -64,6 +64,8 @@ _DRAIN_LOOK_S = 0.1
 """While draining, how often is looked whether all turns are over."""
 _FIRST_FAILURE_CODE = 0x80
 _FIRST_DELAY_S = 0.1
+_ACK_TIMEOUT_S = 2.0
+"""A verifier and its broker are near to each other."""
 _LONGEST_DELAY_S = 1.0
 """Between attempts to reach the broker: verifiers are few, and every device waits for them."""
 
@@ -245,6 +247,7 @@ class VerifierService:
             max_queue=_MAX_QUEUE,
             first_delay_s=_FIRST_DELAY_S,
             longest_delay_s=_LONGEST_DELAY_S,
+            ack_timeout_s=_ACK_TIMEOUT_S,
         )
         link = Link(endpoint, options, self._on_link_event, self._clock, self._on_shed)
         # QoS 0: nothing outlives this connection anyway, and acknowledging a flood would hold up all we send.

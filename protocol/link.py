@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Literal
 
+from protocol.ack_watch import AckWatch
 from protocol.backoff import Backoff
 from protocol.errors import LinkError
 from protocol.link_client import Accepted, Acknowledged, Incoming, LinkCallbacks, LinkClient
@@ -97,6 +98,7 @@ class Link:
         self._outbox = Outbox(options.max_queue)
         self._subscriptions = SubscriptionBook()
         self._retained = RetainedTopics(options.reassert_spread_s)
+        self._acks = AckWatch(options.ack_timeout_s)
         self._traffic = TrafficCounter()
         self._backoff = Backoff(options.first_delay_s, options.longest_delay_s)
         self._state = LinkState(endpoint)
@@ -262,6 +264,9 @@ class Link:
             self._hand_over()
             if self._is_stopping.is_set():
                 self._wind_up()
+            elif self._state.is_connected and self._acks.is_any_lost:
+                _logger.warning("link %s: acknowledgements are lost: new connection", self._options.identity)
+                self._client.disconnect()
             self._client.poll(self._poll_timeout_s())
 
     def _wind_up(self) -> None:
@@ -328,6 +333,7 @@ class Link:
         packet_id = self._client.publish(outgoing)
         if outgoing.qos:
             self._outbox.sent(packet_id, outgoing)
+            self._acks.sent(packet_id, self._clock())
         return True
 
     def _send_subscriptions(self) -> None:
@@ -342,6 +348,7 @@ class Link:
     def _accepted(self, news: Accepted) -> None:
         self._outbox.limit_in_flight(news.most_in_flight)
         self._max_packet_bytes = news.max_packet_bytes
+        self._acks.connected(self._clock())
         for outgoing in self._outbox.in_flight:  # paho sends these again by itself
             self._traffic.sent(outgoing.packet_bytes)
         self._subscriptions.connected(session_present=news.session_present)
@@ -353,10 +360,12 @@ class Link:
         self._emit(Connected(news.session_present))
 
     def _received(self, news: Incoming) -> None:
+        self._acks.heard(self._clock())
         self._traffic.received(news.topic, len(news.payload), news.qos, news.property_bytes)
         self._emit(Received(news.topic, news.payload, news.is_retained, self._clock(), news.expires_in_s))
 
     def _acknowledged(self, news: Acknowledged) -> None:
+        self._acks.acknowledged(news.packet_id)
         outgoing = self._outbox.acknowledged(news.packet_id)
         if outgoing is not None:  # else QoS 0 leaving the socket
             self._traffic.acknowledged(news.reason_code, news.property_bytes)

@@ -165,6 +165,7 @@ class LinkClient:
 
     def disconnect(self) -> None:
         """Leave in peace: the will is not published."""
+        self._flush(self._client.socket())
         self._client.disconnect()
 
     def abandon(self) -> None:

@@ -70,6 +70,8 @@ class LinkOptions:
         first_delay_s, longest_delay_s: bounds of the reconnect delay (see `protocol.backoff`).
         reassert_spread_s: retained topics are published again within this time after a reconnect.
         connect_timeout_s: for TCP, and again for the TLS handshake.
+        ack_timeout_s: a connection that still brings messages so long after one of ours, but not its
+            acknowledgement, is opened anew (see `protocol.ack_watch`).
         drain_s: how long `Link.stop` waits for acknowledgements of what is still queued.
     """
 
@@ -84,6 +86,7 @@ class LinkOptions:
     longest_delay_s: float = 30.0
     reassert_spread_s: float = 1.0
     connect_timeout_s: float = 5.0
+    ack_timeout_s: float = 10.0
     drain_s: float = 2.0
 
     def __post_init__(self) -> None:

@@ -30,6 +30,9 @@ class Resumed:
     def send(self, _message: str) -> Iterator[ChatEvent]:
         return iter(ANSWER)
 
+    def stop(self) -> None:
+        """Nothing to stop."""
+
 
 def printed(resumed: Resumed, capsys: pytest.CaptureFixture[str], *, as_json: bool = False) -> str:
     talk(cast("ChatSession", resumed), "and now?", as_json=as_json)
