@@ -14,6 +14,8 @@ from pathlib import Path
 
 from protocol.errors import SledError
 
+_HANDLER = "sled"
+
 
 class ExitCode(IntEnum):
     """What the shell sees."""
@@ -62,7 +64,8 @@ def printable(text: str) -> str:
 def start_logging(verbosity: int, log_file: Path | None) -> None:
     """Where log records go: warnings to stderr, and with verbosity 1 infos, with 2 everything.
 
-    With `log_file` stderr keeps to warnings, and the file gets infos, with verbosity 1 everything.
+    With `log_file` stderr keeps to warnings, and the file gets infos, with verbosity 1 everything. A second
+    call takes the place of the first.
     """
     levels = (logging.WARNING, logging.INFO, logging.DEBUG)
     stderr: logging.Handler = logging.StreamHandler()
@@ -75,6 +78,10 @@ def start_logging(verbosity: int, log_file: Path | None) -> None:
         handlers.append(file)
     root = logging.getLogger()
     root.setLevel(min(handler.level for handler in handlers))
+    for old in [handler for handler in root.handlers if handler.get_name() == _HANDLER]:
+        root.removeHandler(old)
+        old.close()
     for handler in handlers:
+        handler.set_name(_HANDLER)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from cli import diagnostics
@@ -41,3 +43,13 @@ def test_a_missing_fleet_is_one_line_with_the_next_command(
     error_lines = capsys.readouterr().err.splitlines()
     assert len(error_lines) == 2
     assert "sled fleet init" in error_lines[1]
+
+
+def test_logging_started_again_takes_the_place_of_what_was_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    diagnostics.start_logging(0, tmp_path / "first.log")
+    diagnostics.start_logging(0, None)
+    logging.getLogger("sled.test").warning("once")
+    assert capsys.readouterr().err.count("once") == 1
+    assert (tmp_path / "first.log").read_text() == ""
