@@ -304,7 +304,7 @@ def _arguments() -> argparse.Namespace:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
     model.add_argument("--target", type=Path, help="model directory; default: the bundled target")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="auto", help="auto, bfloat16, or float32 as in `sled demo`")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--sessions", type=int, default=32)
