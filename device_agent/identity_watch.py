@@ -45,7 +45,6 @@ class IdentityWatch:
             return "stay"
         if not self._has_heard_own_birth:
             return "nothing"
-        is_alive = (
-            status.is_online or status.is_lost
-        )  # the broker's word: we may have thrown it out ourselves
+        # Lost is the broker's word: we may have thrown it out ourselves.
+        is_alive = status.is_online or status.is_lost
         return "leave" if is_alive and status.incarnation < self._life else "stay"
