@@ -26,8 +26,7 @@ def overload_fault(
     if rules.max_late_s is None:
         return None
     late_s = [now_s - session.dry_s for session in sessions if session.is_busy]
-    if len(late_s) < _FEW or median(late_s) <= rules.max_late_s:
+    if len(late_s) < _FEW or (usual_s := median(late_s)) <= rules.max_late_s:
         return None
-    usual_s = median(late_s)
     detail = f"{len(late_s)} sessions wait, half of them {usual_s:.1f} s longer than their text lasts"
     return Fault("busy", detail, usual_s)

@@ -77,7 +77,7 @@ class LinkSocket(ssl.SSLSocket):
         self._is_holding = True
 
     def flush(self) -> None:
-        """Send what is held as far as the connection takes it; where it is broken, the next read tells."""
+        """Send what is held as far as the connection takes it; where that fails, the next read ends it."""
         while self._unsent:
             try:
                 # After "try again" OpenSSL wants to see the same bytes; more may follow them.
@@ -86,6 +86,9 @@ class LinkSocket(ssl.SSLSocket):
                 return
             except OSError:
                 self._unsent = b""
+                # Whatever it was: a connection that has lost bytes must not go on.
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(self, socket.SHUT_RDWR)
                 return
             self._unsent = self._unsent[n_sent:]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from select import select
 
 import numpy as np
+import pytest
 
 from protocol.link_tls import LinkSocket, mutual_tls
 from provisioning.fleet_directory import FleetDirectory
@@ -90,3 +91,22 @@ def test_a_broken_connection_loses_what_is_held_and_the_next_read_tells(tmp_path
         assert link_socket.n_unsent == 0
         with suppress(OSError):
             assert link_socket.recv(100) == b""
+
+
+def test_a_connection_that_has_lost_bytes_ends_also_where_its_socket_is_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_self: ssl.SSLSocket, _data: bytes, _flags: int = 0) -> int:
+        raise ssl.SSLError(1, "bad length")
+
+    with connected(tmp_path) as (link_socket, server):
+        link_socket.hold()
+        link_socket.send(b"x" * 100)
+        monkeypatch.setattr(ssl.SSLSocket, "send", failing)
+        link_socket.release()
+        monkeypatch.undo()
+        assert link_socket.n_unsent == 0
+        with suppress(ssl.SSLEOFError):
+            assert link_socket.recv(100) == b""
+        with suppress(ssl.SSLEOFError):
+            assert server.recv(100) == b""
