@@ -48,6 +48,7 @@ class OperatorService:
         interval_s: float,
         quarantine: dt.timedelta | None = None,
     ) -> None:
+        from fleet.clone_watch import CLONE_WATCH
         from fleet.model_server import MODEL_SERVER
         from fleet.orphan_watch import OrphanWatch
         from provisioning.enrolment_service import PROVISIONER
@@ -62,6 +63,7 @@ class OperatorService:
         self._service = fleet.add_backend(*SERVICE)
         self._watch = fleet.add_backend(*WATCH)
         self._models = fleet.add_backend(*MODEL_SERVER)
+        self._clones = fleet.add_backend(*CLONE_WATCH)
         self._turn = threading.RLock()
         self._access = access = self._one_at_a_time(access)
         self._quarantine = quarantine
@@ -75,6 +77,7 @@ class OperatorService:
         Raises:
             LinkError: the broker cannot be reached at the start, or another such service runs.
         """
+        from fleet.clone_watch import CloneWatch
         from fleet.identity_lock import sole_user
         from fleet.model_server import ModelServer
         from fleet.operator import Operator
@@ -112,6 +115,9 @@ class OperatorService:
                     fleet=self._fleet.fleet,
                     directory=self._fleet.path / "models",
                 )
+            )
+            parts.enter_context(
+                CloneWatch(self._address.backend_endpoint(self._clones), fleet=self._fleet.fleet)
             )
             _logger.info("answering claims")
             self._tidy(operator)

@@ -225,7 +225,8 @@ def serve(
     """Answer newcomers with claims and keep the broker's rules in step, until Ctrl-C.
 
     Sessions do not depend on it. It re-issues revocation lists, locks used claims out, clears requests that
-    nobody waits for, passes quotas on to the verifiers, and locks devices that flood out for a while.
+    nobody waits for, passes quotas on to the verifiers, locks devices that flood out for a while, and warns
+    of two boards with one identity.
     """
     from cli.broker_access import access_to
     from cli.broker_address import BrokerAddress

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from cli.broker_address import BrokerAddress
 from cli.main import run
-from cli.operator_service import OperatorService
 from fleet.operator import Operator
 from protocol.topics import MODEL_OFFER
 from tests.e2e.sled import wait_until
 from tests.integration.delivering_device import padded_model
+from tests.integration.served_fleet import served
 from tests.live_fleet import LiveFleet
 
 OFFER = MODEL_OFFER.topic("f", d="pi-1")
-
-
-@contextmanager
-def served(live: LiveFleet) -> Iterator[None]:
-    """The operator's service with a round of housekeeping a second."""
-    broker, stop = live.broker, threading.Event()
-    address = BrokerAddress("localhost", broker.device_port, broker.backend_port, broker.claim_port)
-    service = OperatorService(live.directory, address, None, interval_s=1.0)
-    live.broker.reload(live.directory.broker_files())
-    thread = threading.Thread(target=service.run_until, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def offers(live: LiveFleet) -> dict[str, bytes]:
