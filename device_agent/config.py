@@ -23,9 +23,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from device_agent.delivery.slots import read_slots
-from device_agent.settings import Settings, unknown_key
+from device_agent.settings import Settings
 from protocol.errors import ConfigError
 from protocol.link_types import Endpoint, TlsFiles
+from protocol.unknown_key import unknown_key
 
 ENVIRONMENT_PREFIX = "SLED_DEVICE_"
 HOME_VARIABLE = "SLED_DEVICE_HOME"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import ConfigError
 from protocol.messages import MAX_DRAFT, SettingRefusal
+from protocol.unknown_key import unknown_key
 
 CHANGEABLE_BY_FLEET = frozenset(
     {
@@ -106,16 +106,9 @@ class Settings(BaseModel):
 
     def _objection(self, key: str, value: object) -> str:
         if key not in Settings.model_fields:
-            return unknown_key(key, frozenset(Settings.model_fields))
+            return unknown_key(key, Settings.model_fields)
         try:
             Settings.model_validate({**self.model_dump(), key: value})
         except ValidationError as error:
             return f"{value!r:.60}: {error.errors(include_url=False, include_input=False)[0]['msg']}"
         return ""
-
-
-def unknown_key(key: str, known: Mapping[str, Any] | frozenset[str]) -> str:
-    """What is wrong with a key that is not one of `known`: the nearest is named."""
-    near = difflib.get_close_matches(key, list(known), n=1)
-    suggestion = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-    return f"{key!r:.80} is unknown; {suggestion}"

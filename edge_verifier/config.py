@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from edge_verifier.quota import Quota
 from edge_verifier.step_rows import PlannerLimits
 from edge_verifier.table_rules import TableRules
 from protocol.errors import ConfigError
+from protocol.unknown_key import nearest_key
 
 ENVIRONMENT_PREFIX = "SLED_VERIFIER_"
 """`SLED_VERIFIER_POLICY=greedy` sets `policy`."""
@@ -192,6 +192,6 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _check_names(source: str, values: Mapping[str, Any], known: Mapping[str, object]) -> None:
     for name in values:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
-            raise ConfigError(f"{source}: unknown verifier setting {name!r}", hint=hint)
+            raise ConfigError(
+                f"{source}: unknown verifier setting {name!r:.80}", hint=nearest_key(name, known)
+            )

@@ -37,7 +37,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_named(
 ) -> None:
     with pytest.raises(ConfigError, match=f"{source}: unknown verifier setting 'polcy'") as caught:
         VerifierConfig.load(None, environment, flags)
-    assert caught.value.hint == "did you mean policy?"
+    assert caught.value.hint == "did you mean 'policy'?"
 
 
 @pytest.mark.parametrize(
