@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from device_agent.command_desk import RunCommand
-from device_agent.durable_file import replace_durably
 from device_agent.duties import (
     Action,
     ApplySettings,
@@ -20,6 +19,7 @@ from device_agent.duties import (
     Unsubscribe,
 )
 from device_agent.duties_memory import DutiesMemory
+from protocol.atomic_file import SECRET_MODE, write_atomically
 from protocol.errors import SledError
 from protocol.link import Link
 
@@ -60,7 +60,8 @@ class DutiesShell:
     def _do(self, link: Link, action: Action) -> None:
         match action:
             case Save(content):
-                replace_durably(self._file, content)
+                self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                write_atomically(self._file, content, mode=SECRET_MODE)
             case Retain(topic, payload):
                 link.retain(topic, payload)
             case Send(topic, payload):

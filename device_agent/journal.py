@@ -23,6 +23,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from device_agent.saved import Entry, Saved
+from protocol.atomic_file import SECRET_MODE, write_atomically
 from protocol.errors import ConfigError
 from protocol.identifiers import is_uid
 from protocol.messages import PackedTokens, SamplerSettings
@@ -117,15 +118,10 @@ class JournalDirectory:
             ConfigError: the directory is not writable.
         """
         path = self._path(saved.uid)
-        temporary = path.with_suffix(".tmp")
         reserved = saved.generation + RESERVED_GENERATIONS
+        content = _framed(_header_fields(saved)) + _framed(_entry_fields(_whole(saved), reserved))
         try:
-            with _open_private(temporary) as file:
-                file.write(_framed(_header_fields(saved)) + _framed(_entry_fields(_whole(saved), reserved)))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_directory(self._directory)
+            write_atomically(path, content, mode=SECRET_MODE)
             return SessionJournal(path, _locked(path, path.open("ab")), reserved)
         except OSError as error:
             raise _unwritable(path, error) from error
@@ -271,10 +267,6 @@ def _empty(header: _Header) -> Saved:
     )
 
 
-def _open_private(path: Path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
-
-
 def _locked(path: Path, file: BinaryIO) -> BinaryIO:
     """`file`, for this process alone until it is closed."""
     try:
@@ -286,14 +278,6 @@ def _locked(path: Path, file: BinaryIO) -> BinaryIO:
             hint="leave that chat, or stop the agent that runs here",
         ) from None
     return file
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

@@ -8,7 +8,6 @@ monotonic one within a life; a clock that went back makes nothing older.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 import orjson
 
 from edge_verifier.quota import Quotas, Usage
+from protocol.atomic_file import SECRET_MODE, write_atomically
 
 _logger = logging.getLogger(__name__)
 
@@ -85,14 +85,9 @@ class UsageFile:
         usage = self._quotas.usage(self._clock())
         devices = {each.device: {"tokens": each.tokens, "bytes": each.bytes} for each in usage}
         content = {"format": _FORMAT, "saved_at": self._wall_clock(), "devices": devices}
-        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with draft.open("wb") as file:
-                file.write(orjson.dumps(content))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self._path)
+            write_atomically(self._path, orjson.dumps(content), mode=SECRET_MODE)
         except OSError as error:
             if not self._is_broken:
                 _logger.warning("use of quotas is not kept over a restart: %s", error)

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from protocol.atomic_file import SECRET_MODE
 from protocol.errors import ProvisioningError
-from provisioning.atomic_file import SECRET_MODE
 
 
 @dataclass(frozen=True)

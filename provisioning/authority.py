@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from broker_config.bridge import BRIDGE
+from protocol.atomic_file import SECRET_MODE, write_atomically
 from protocol.errors import ConfigError, ProvisioningError
 from protocol.identifiers import check_name
 from protocol.topics import BACKENDS, Role
-from provisioning.atomic_file import SECRET_MODE, write_atomically
 from provisioning.certificate import (
     authority_certificate,
     certificate_builder,

@@ -15,8 +15,8 @@ import tempfile
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 
+from protocol.atomic_file import SECRET_MODE, locked, sync_directory
 from protocol.errors import ProvisioningError
-from provisioning.atomic_file import SECRET_MODE, locked, sync_directory
 from provisioning.authority import AUTHORITY_KINDS
 from provisioning.fleet_directory import FleetDirectory
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from protocol.atomic_file import SECRET_MODE, sync_directory
 from protocol.errors import ProvisioningError
 from protocol.fingerprint import file_sha256, vocabulary_fingerprint
 from protocol.vocabulary import gguf_vocabulary
 from provisioning import bundle_manifest as names
-from provisioning.atomic_file import SECRET_MODE, sync_directory
 from provisioning.bundle_manifest import BrokerAddress, BundledModel, Manifest, Member
 from provisioning.fleet_directory import FleetDirectory
 from provisioning.installation import InstalledDevice, install

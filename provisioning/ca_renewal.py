@@ -16,8 +16,8 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from protocol.atomic_file import locked, write_atomically
 from protocol.errors import ProvisioningError
-from provisioning.atomic_file import locked, write_atomically
 from provisioning.authority import AUTHORITY_KINDS, Authority, AuthorityKind
 from provisioning.fleet_directory import FleetDirectory
 from provisioning.generation import authority_name, switch

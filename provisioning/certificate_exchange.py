@@ -20,10 +20,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from protocol.atomic_file import SECRET_MODE, sync_directory, write_atomically
 from protocol.errors import ProvisioningError
 from protocol.link_tls import check_certificate
 from protocol.link_types import Endpoint, TlsFiles
-from provisioning.atomic_file import SECRET_MODE, sync_directory, write_atomically
 from provisioning.keys import key_pem, load_key, new_key, signing_request
 
 NEW_KEY = "identity-key"

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import ValidationError
 
+from protocol.atomic_file import SECRET_MODE, locked, sync_directory, write_atomically
 from protocol.codec import decode, encode
 from protocol.errors import LinkError, MessageError, ProvisioningError
 from protocol.link import Endpoint, Link, LinkEvent, LinkOptions, Published, Received, Subscription, TlsFiles
@@ -28,7 +29,6 @@ from protocol.link_tls import check_certificate
 from protocol.messages import EnrollRequest, EnrollResponse
 from protocol.topics import CLAIM_MOUNT, ENROLL_REQUEST, ENROLL_RESPONSE
 from provisioning import bundle_manifest as names
-from provisioning.atomic_file import SECRET_MODE, locked, sync_directory, write_atomically
 from provisioning.bundle import ModelFiles
 from provisioning.bundle_manifest import BrokerAddress, BundledModel, Manifest, Member
 from provisioning.claim_book import common_name

@@ -26,10 +26,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from broker_config.bridge import bridge_identity
 from broker_config.configuration import BrokerFiles
+from protocol.atomic_file import SECRET_MODE, locked, sync_directory, write_atomically
 from protocol.errors import ConfigError, ProvisioningError
 from protocol.identifiers import backend_identity, check_name
 from protocol.link_types import TlsFiles
-from provisioning.atomic_file import SECRET_MODE, locked, sync_directory, write_atomically
 from provisioning.audit import AuditLog
 from provisioning.authority import (
     AUTHORITY_KINDS,

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from provisioning.atomic_file import sync_directory
+from protocol.atomic_file import sync_directory
 from provisioning.authority import AuthorityKind
 
 

@@ -24,10 +24,10 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 
+from protocol.atomic_file import SECRET_MODE, sync_directory, write_atomically
 from protocol.errors import ModelError, ProvisioningError
 from protocol.gguf_header import read_gguf_header
 from provisioning import bundle_manifest as names
-from provisioning.atomic_file import SECRET_MODE, sync_directory, write_atomically
 from provisioning.bundle_manifest import Manifest
 from provisioning.keys import load_key
 from provisioning.toml_text import toml_document

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from protocol.atomic_file import SECRET_MODE, write_atomically
 from protocol.errors import ProvisioningError
-from provisioning.atomic_file import SECRET_MODE, write_atomically
 from provisioning.keys import is_encrypted, key_pem, load_key
 
 PASSPHRASE_VARIABLE = "SLED_CA_PASSPHRASE"  # noqa: S105 - the variable's name

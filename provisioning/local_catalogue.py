@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from protocol.atomic_file import locked, write_atomically
 from protocol.errors import ConfigError, ModelError
-from provisioning.atomic_file import locked, write_atomically
 from provisioning.model_facts import ModelFacts, model_sha256
 
 FORMAT = 1

@@ -15,11 +15,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from protocol.atomic_file import SECRET_MODE, locked, write_atomically
 from protocol.errors import ProvisioningError
 from protocol.model_manifest import ModelManifest
 from protocol.model_messages import ModelOffer
 from protocol.model_signature import sign, signer_name
-from provisioning.atomic_file import SECRET_MODE, locked, write_atomically
 from provisioning.fleet_directory import FleetDirectory
 from provisioning.keys import load_key
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from protocol.atomic_file import locked, sync_directory, write_atomically
 from protocol.codec import decode, encode
 from protocol.errors import MessageError, ProvisioningError
 from protocol.fingerprint import vocabulary_fingerprint
@@ -26,7 +27,6 @@ from protocol.messages import MAX_PAYLOAD_BYTES
 from protocol.model_manifest import ModelManifest, chunk_bytes_for, pack_digests
 from protocol.model_messages import ModelOffer
 from protocol.vocabulary import gguf_vocabulary
-from provisioning.atomic_file import locked, sync_directory, write_atomically
 from provisioning.fleet_directory import FleetDirectory
 from provisioning.model_signer import ModelSigner
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 
+from protocol.atomic_file import write_atomically
 from protocol.codec import decode, encode
 from protocol.errors import MessageError
 from protocol.identifiers import check_name
 from protocol.model_messages import ModelOffer
-from provisioning.atomic_file import write_atomically
 from provisioning.fleet_directory import FleetDirectory
 
 _logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from protocol.atomic_file import SECRET_MODE, sync_directory, write_atomically
 from protocol.errors import ProvisioningError
-from provisioning.atomic_file import SECRET_MODE, sync_directory, write_atomically
 from provisioning.certificate import authority_certificate, common_name
 from provisioning.key_file import KeyFile
 from provisioning.keys import key_pem, new_key

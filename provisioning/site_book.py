@@ -15,9 +15,9 @@ from pathlib import Path
 
 from broker_config.bridge import BridgeFiles, bridge_identity
 from broker_config.configuration import BrokerFiles
+from protocol.atomic_file import locked, write_atomically
 from protocol.errors import ConfigError, ProvisioningError
 from protocol.identifiers import check_name
-from provisioning.atomic_file import locked, write_atomically
 from provisioning.authority import AuthorityKind
 from provisioning.fleet_directory import LOCAL_HOSTS, FleetDirectory, certificate_in, write_identity
 from provisioning.site import SITE_FILE, Site, read_sites

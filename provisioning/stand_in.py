@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from protocol.atomic_file import SECRET_MODE, write_atomically
 from protocol.link_types import TlsFiles
-from provisioning.atomic_file import SECRET_MODE, write_atomically
 from provisioning.fleet_directory import FleetDirectory
 
 _LIFETIME = dt.timedelta(days=1)

@@ -13,7 +13,7 @@ import shutil
 from hashlib import sha256
 from pathlib import Path
 
-from device_agent.durable_file import sync_directory
+from protocol.atomic_file import sync_directory
 from protocol.errors import ModelError
 from protocol.model_manifest import ModelManifest
 

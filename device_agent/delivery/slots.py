@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from device_agent.durable_file import locked, replace_durably
+from protocol.atomic_file import SECRET_MODE, locked, write_atomically
 from protocol.errors import ModelError
 from protocol.messages import Counter
 from protocol.model_manifest import ModelManifest
@@ -131,11 +131,13 @@ class SlotStore:
         Raises:
             OSError: the disk is full or not writable; nothing has changed.
         """
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(self.directory / ".slots.lock"):
             before = self.load()
             after = change(before)
             if after != before:
-                replace_durably(self._file, after.model_dump_json(exclude_defaults=True).encode())
+                content = after.model_dump_json(exclude_defaults=True).encode()
+                write_atomically(self._file, content, mode=SECRET_MODE)
                 self._remove_unused(before, after)
         return after
 

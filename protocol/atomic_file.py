@@ -1,4 +1,4 @@
-"""Files that are either the old or the new one, whatever moment the process is killed at."""
+"""Files that are either the old or the new one, whatever moment the process is killed or loses power at."""
 
 from __future__ import annotations
 
