@@ -74,6 +74,7 @@ class DeviceFacts:
         is_lost: bool = False,
         problem: str = "",
         yields_to: str = "",
+        others: tuple[str, ...] = (),
         sessions: tuple[SessionHealth, ...] = (),
     ) -> DeviceStatus:
         return DeviceStatus(
@@ -81,6 +82,7 @@ class DeviceFacts:
             is_lost=is_lost,
             problem=problem[:300],
             yields_to=yields_to,
+            others=others,
             incarnation=self.incarnation,
             boot_id=self.boot_id,
             serial=self.serial,
@@ -282,7 +284,11 @@ class FleetDuties:
 
     def _own_facts(self, *, is_online: bool) -> DeviceStatus:
         return self._facts.status(
-            is_online=is_online, problem=self._problem, yields_to=self._yields_to, sessions=self._sessions
+            is_online=is_online,
+            problem=self._problem,
+            yields_to=self._yields_to,
+            others=self._watch.others,
+            sessions=self._sessions,
         )
 
     def _own_status(self, payload: bytes, now_s: float) -> list[Action]:
@@ -293,24 +299,29 @@ class FleetDuties:
             is_own = status.incarnation == self._facts.incarnation
             self._has_left = is_own and not (status.is_online or status.is_lost)
             return [Halt(self._problem)] if self._has_left else []
-        finding = self._watch.look(status, self._memory.lives)
-        if finding == "own_birth":
-            return [Unsubscribe(self._status_topic)]
-        return [] if finding == "nothing" else self._meet(status, finding, now_s)
+        match self._watch.look(status, self._memory.lives):
+            case "own_birth":
+                return [Unsubscribe(self._status_topic)]
+            case "heard":
+                return self._status(now_s)
+            case "stay" | "leave" as finding:
+                return self._meet(status, finding, now_s)
+            case "nothing":
+                return []
 
     def _meet(self, other: DeviceStatus, finding: Finding, now_s: float) -> list[Action]:
         """Another board has this identity: say so, and go on, or leave once the broker has heard it.
 
-        The other one may throw us out before that; then it is said at the next connect.
+        The other one may throw us out before that; then it is said at the next connect. Who goes on answers
+        each time, at once, or the other would wait for the next assertion, and might miss it.
         """
         problem = (
             f"another board uses the identity {self._facts.device}:"
             f" serial {other.serial or 'unknown'}, this one has {self._facts.serial or 'none'};"
             f" this one {'goes on' if finding == 'stay' else 'has stopped'}"
         )
-        if problem == self._problem:
-            return []
-        _logger.warning("%s", problem)
+        if problem != self._problem:
+            _logger.warning("%s", problem)
         self._problem = problem
         if finding == "stay":
             return self._status(now_s)

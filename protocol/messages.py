@@ -25,6 +25,8 @@ MAX_CONTEXT_TOKENS = 12_000
 MAX_PAYLOAD_BYTES = 61_440
 """Below the broker's packet limit of 64 KiB, so that an oversized message is refused, not the connection."""
 MAX_TOKEN_ID = (1 << 24) - 1
+MAX_OTHER_LIVES = 64
+"""Of other boards with one's own identity: more than come to be copies of one card."""
 
 Finished = Literal["stop", "limit", "context"]
 RefusalReason = Literal[
@@ -303,6 +305,8 @@ class DeviceStatus(Message):
         is_lost: only in the last will: the broker says so, the device could not.
         problem: why the device stopped by itself, or what it has noticed, such as a cloned identity.
         yields_to: incarnation of the other board of this identity, when the device stopped because of it.
+        others: incarnations of other boards with this identity that the device has heard of; to a board that
+            finds its own there, this one is no leftover.
         boot_id, serial: tell a reboot, and two boards with one identity, apart.
         model_hash: sha256 of the draft model file, first 16 hex digits.
     """
@@ -312,6 +316,9 @@ class DeviceStatus(Message):
     incarnation: str = Field(max_length=64)
     problem: str = Field(default="", max_length=300)
     yields_to: str = Field(default="", max_length=64)
+    others: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Strict(strict=False)] = Field(
+        default=(), max_length=MAX_OTHER_LIVES
+    )
     boot_id: str = Field(default="", max_length=64)
     serial: str = Field(default="", max_length=64)
     agent_version: str = Field(default="", max_length=40)

@@ -108,9 +108,10 @@ def test_the_own_birth_ends_the_look_at_the_own_status(duties: FleetDuties) -> N
     assert subscribe.subscription.filter == f"{ROOT}/status"
 
 
-def test_an_earlier_life_is_not_a_copy(duties: FleetDuties) -> None:
+def test_an_earlier_life_is_not_a_copy_even_where_it_is_forgotten(duties: FleetDuties) -> None:
     for payload in (status("life-1"), status("life-1", is_online=False)):
-        assert duties.on_message(f"{ROOT}/status", payload, 0.0) == []
+        said = decode(DeviceStatus, retained(duties.on_message(f"{ROOT}/status", payload, 0.0), "status"))
+        assert (said.is_online, said.problem) == (True, "")
 
 
 def test_p15_an_earlier_life_that_an_old_broker_brings_back_is_not_a_copy(duties: FleetDuties) -> None:
@@ -121,8 +122,19 @@ def test_p15_an_earlier_life_that_an_old_broker_brings_back_is_not_a_copy(duties
     later.start(0.0)
     later.on_message(f"{ROOT}/status", status("life-3"), 0.0)
     assert later.on_message(f"{ROOT}/status", status("life-2"), 5.0) == []
-    actions = later.on_message(f"{ROOT}/status", status("clone"), 6.0)
+    actions = later.on_message(f"{ROOT}/status", status("clone", others=("life-3",)), 6.0)
     assert decode(DeviceStatus, retained(actions, "status")).yields_to == "clone"
+
+
+def test_p15_a_foreign_life_that_an_old_broker_brings_back_is_named_and_nothing_else(
+    duties: FleetDuties,
+) -> None:
+    """A board that is no more, and would go first, does not answer; our presence takes its place at once."""
+    duties.on_message(f"{ROOT}/status", status("life-2"), 0.0)
+    for number in range(3):
+        actions = duties.on_message(f"{ROOT}/status", status("clone"), 5.0 + number)
+        said = decode(DeviceStatus, retained(actions, "status"))
+        assert (said.is_online, said.others, said.yields_to, said.problem) == (True, ("clone",), "", "")
 
 
 def test_only_the_latest_lives_are_remembered() -> None:
@@ -132,15 +144,9 @@ def test_only_the_latest_lives_are_remembered() -> None:
     assert memory.lives == tuple(f"life-{number}" for number in range(5, MAX_LIVES + 5))
 
 
-@pytest.mark.parametrize("is_online", [True, False])
-def test_another_life_after_the_own_birth_is_a_copy_and_is_named(
-    duties: FleetDuties,
-    is_online: bool,  # noqa: FBT001 - parametrised
-) -> None:
-    """After a reconnect the copy's birth, or its will when its connection broke."""
+def test_another_life_that_has_heard_of_the_own_is_a_copy_and_is_named(duties: FleetDuties) -> None:
     duties.on_message(f"{ROOT}/status", status("life-2"), 0.0)
-    copy = status("clone", is_online=is_online, is_lost=not is_online)
-    actions = duties.on_message(f"{ROOT}/status", copy, 5.0)
+    actions = duties.on_message(f"{ROOT}/status", status("clone", others=("life-2",)), 5.0)
     assert not of(Halt, actions), "the broker has yet to hear it"
     said = retained(actions, "status")
     assert duties.on_message(f"{ROOT}/status", status("clone"), 5.1) == []
@@ -159,10 +165,12 @@ def test_the_life_that_comes_first_goes_on_and_says_at_once_that_there_is_anothe
 ) -> None:
     duties.start(0.0)
     duties.on_message(f"{ROOT}/status", status("life-2"), 0.0)
-    actions = duties.on_message(f"{ROOT}/status", status("life-3"), 1.0)
+    other = status("life-3", others=("life-2",))
+    actions = duties.on_message(f"{ROOT}/status", other, 1.0)
     said = decode(DeviceStatus, retained(actions, "status"))
     assert (said.is_online, "s-other" in said.problem, "goes on" in said.problem) == (True, True, True)
-    assert duties.on_message(f"{ROOT}/status", status("life-3"), 2.0) == [], "said once"
+    assert said.others == ("life-3",)
+    assert duties.on_message(f"{ROOT}/status", other, 2.0) == actions, "whoever speaks again is answered"
     health = (SessionHealth(slot=0, verifier="v1"),)
     again = decode(DeviceStatus, retained(duties.on_sessions(health, 100.0), "status"))
     assert again.problem == said.problem, "for the rest of this life"

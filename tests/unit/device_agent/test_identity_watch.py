@@ -10,45 +10,68 @@ from device_agent.duties import Action, DeviceFacts, FleetDuties, Halt, Retain, 
 from device_agent.duties_memory import DutiesMemory
 from device_agent.identity_watch import Finding, IdentityWatch
 from device_agent.settings import Settings
-from protocol.codec import decode
-from protocol.messages import DeviceStatus
+from protocol.codec import decode, encode
+from protocol.messages import MAX_OTHER_LIVES, DeviceStatus
 
 TOPIC = "sled/1/home/device/pi-1/status"
 
 
-def status(life: str, *, is_online: bool = False, is_lost: bool = False, yields_to: str = "") -> DeviceStatus:
-    return DeviceStatus(is_online=is_online, is_lost=is_lost, incarnation=life, yields_to=yields_to)
-
-
-def heard() -> IdentityWatch:
-    watch = IdentityWatch("m")
-    assert watch.look(status("m", is_online=True), ()) == "own_birth"
-    return watch
+def status(
+    life: str, *others: str, is_online: bool = False, is_lost: bool = False, yields_to: str = ""
+) -> DeviceStatus:
+    return DeviceStatus(
+        is_online=is_online, is_lost=is_lost, incarnation=life, others=others, yields_to=yields_to
+    )
 
 
 @pytest.mark.parametrize(
     ("other", "finding"),
     [
-        (status("a", is_online=True), "leave"),
-        (status("a", is_lost=True), "leave"),
-        (status("a"), "stay"),
-        (status("a", yields_to="b"), "stay"),
-        (status("z", is_online=True), "stay"),
-        (status("z", is_lost=True), "stay"),
+        (status("a", "m", is_online=True), "leave"),
+        (status("a", "b", "m", is_online=True), "leave"),
+        (status("a", "m"), "stay"),
+        (status("a", "m", yields_to="b"), "stay"),
+        (status("z", "m", is_online=True), "stay"),
         (status("z", yields_to="m"), "stay"),
+        (status("m", is_online=True), "own_birth"),
         (status("m", is_lost=True), "nothing"),
         (status("earlier", is_online=True), "nothing"),
     ],
 )
-def test_only_a_life_before_the_own_that_was_alive_is_left_to(other: DeviceStatus, finding: Finding) -> None:
-    assert heard().look(other, {"earlier"}) == finding
+def test_only_a_life_before_the_own_that_names_the_own_is_left_to(
+    other: DeviceStatus, finding: Finding
+) -> None:
+    assert IdentityWatch("m").look(other, {"earlier"}) == finding
 
 
-def test_before_the_own_birth_only_who_left_for_this_very_life_is_known_to_be_another() -> None:
+@pytest.mark.parametrize(
+    "leftover",
+    [
+        status("a", is_online=True),
+        status("a", is_lost=True),
+        status("a", "b", yields_to="b"),
+        status("z", "a", is_online=True),
+    ],
+)
+def test_p15_what_does_not_name_the_own_life_may_be_old_however_often_it_comes(
+    leftover: DeviceStatus,
+) -> None:
+    """A broker that comes back with the same old memory again and again brings it each time."""
     watch = IdentityWatch("m")
-    assert watch.look(status("a", is_online=True), ()) == "nothing", "this board, before it lost its memory"
-    assert watch.look(status("z", yields_to="other"), ()) == "nothing"
-    assert watch.look(status("z", yields_to="m"), ()) == "stay"
+    for _ in range(3):
+        assert watch.look(status("m", is_online=True), ()) == "own_birth"
+        assert watch.look(leftover, ()) == "heard"
+    assert watch.others == (leftover.incarnation, *leftover.others)
+
+
+def test_the_lives_heard_of_are_bounded_and_the_oldest_are_forgotten() -> None:
+    watch = IdentityWatch("m")
+    for number in range(MAX_OTHER_LIVES + 5):
+        watch.look(status(f"a{number}", "m", f"a{number - 1}"), ())
+    assert len(watch.others) == MAX_OTHER_LIVES
+    assert watch.others[0] == f"a{MAX_OTHER_LIVES + 4}"
+    assert "m" not in watch.others
+    assert status("m", *watch.others).others == watch.others
 
 
 class Board:
@@ -79,17 +102,24 @@ class Board:
 
 
 class Site:
-    """A broker with one retained status, which lets one board in at a time."""
+    """A broker with one retained status, which lets one board in at a time.
 
-    def __init__(self, lives: list[str]) -> None:
+    Args:
+        memory: the retained status in its persistence file, of a board that is no more.
+    """
+
+    def __init__(self, lives: list[str], memory: bytes = b"") -> None:
         self.boards = [Board(life) for life in lives]
         self.inside: Board | None = None
-        self.retained = b""
+        self.memory = self.retained = memory
         self.echoes: list[bytes] = []
 
     def act(self, number: int, step: str) -> None:
         board = self.boards[number % len(self.boards)]
-        if step == "connect" and board is not self.inside and not board.has_left:
+        if step == "restart":
+            self.leave(is_will_sent=False)
+            self.retained = self.memory
+        elif step == "connect" and board is not self.inside and not board.has_left:
             self.leave(is_will_sent=False)
             self.inside, board.is_due = board, True
             if board.is_listening and self.retained:
@@ -129,7 +159,7 @@ class Site:
     def let_everyone_speak(self) -> None:
         """Each comes in, hears all there is, says its birth, and hears that, in turn.
 
-        At worst one board leaves in each round, after the one in which all hear their births.
+        At worst one board leaves in each round, after the two in which all hear of the others.
         """
         for _ in range(len(self.boards) + 2):
             for number, board in enumerate(self.boards):
@@ -138,18 +168,21 @@ class Site:
                     self.act(number, "hear" if self.echoes else "publish")
 
 
-STEPS = st.tuples(st.integers(0, 3), st.sampled_from(["connect", "publish", "hear", "break"]))
+KINDS = ["connect", "publish", "hear", "break", "restart"]
+STEPS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(KINDS)), max_size=60)
 
 
 @settings(max_examples=400)
 @given(
     st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=4, unique=True),
-    st.lists(STEPS, max_size=60),
+    st.sampled_from([b"", encode(status("A", "B", is_online=True)), encode(status("z", is_lost=True))]),
+    STEPS,
 )
 def test_p17_of_boards_with_one_identity_exactly_one_goes_on_in_any_order(
-    lives: list[str], steps: list[tuple[int, str]]
+    lives: list[str], memory: bytes, steps: list[tuple[int, str]]
 ) -> None:
-    site = Site(lives)
+    """Also where the broker comes back with the status of a board that is no more, which would go first."""
+    site = Site(lives, memory)
     for number, step in steps:
         site.act(number, step)
         assert not next(board for board in site.boards if board.life == min(lives)).has_left
