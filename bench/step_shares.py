@@ -155,7 +155,7 @@ class Rig:
         self._publisher.reply(device, slot, message)
         self.parts.publish += time.perf_counter() - started_s
 
-    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint) -> None:
+    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint, expiry_s: int) -> None:
         """Checkpoints are off here."""
 
     def clear_checkpoint(self, device: str, slot: int) -> None:

@@ -149,7 +149,7 @@ class VerifierCore:
         window = session.turn(vocab_size) if message.finished else session.window(vocab_size)
         heapq.heappush(self._due, (due_s, next(self._order), lambda: self._send(session, window)))
 
-    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint) -> None:
+    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint, expiry_s: int) -> None:
         """Checkpoints are off here."""
 
     def clear_checkpoint(self, device: str, slot: int) -> None:

@@ -286,7 +286,7 @@ class VirtualSite:
         to = self.devices[device]
         self.timeline.after(to.habits.delay_s(to.random), lambda: to.on_reply(message))
 
-    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint) -> None:
+    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint, expiry_s: int) -> None:
         """Nothing retains here."""
 
     def clear_checkpoint(self, device: str, slot: int) -> None:

@@ -15,12 +15,10 @@ from device_agent.kept import Kept
 from device_agent.saved import Saved
 from protocol.codec import encode
 from protocol.errors import ConfigError, LinkError
+from protocol.identifiers import LAST_GENERATION
 from protocol.link import Link, LinkEvent, LinkOptions, Published
 from protocol.messages import Window
 from protocol.topics import STATE, WINDOW
-
-LAST_GENERATION = (1 << 53) - 1
-"""Ends a session whatever generation it has reached; its uid is never used again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""When a session's retained copy is rewritten, and its wire form.
+"""When a session's retained copy is rewritten, and for how long it stays.
 
 At the opening, at a turn's end, and when the text has grown by max(32 tokens, 25 %): rewriting at growth by
 a constant factor keeps all writes of a session within a small multiple of its final size. An older copy is
@@ -7,10 +7,8 @@ never wrong, because the text that follows it is the same.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-
-from protocol.codec import encode
-from protocol.messages import Checkpoint
 
 CLEARED = b""
 """An empty retained payload removes what the broker keeps."""
@@ -39,6 +37,9 @@ class CheckpointRule:
         return length - written_length >= max(self.min_growth, int(self.growth * written_length))
 
 
-def payload_and_expiry(checkpoint: Checkpoint) -> tuple[bytes, int]:
-    """Bytes to retain, and for how many seconds."""
-    return encode(checkpoint), checkpoint.opening.retention_s
+def expiry_s(retention_s: float, idle_s: float) -> int:
+    """How long to retain the copy of a session that has been idle for so long.
+
+    The retention time counts from the last change, whenever the copy is written again.
+    """
+    return max(1, math.ceil(retention_s - idle_s))

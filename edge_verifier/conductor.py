@@ -52,8 +52,8 @@ class Outlet(Protocol):
         """Publish on the session's verdict topic."""
         ...
 
-    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint) -> None:
-        """Retain it on the session's state topic."""
+    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint, expiry_s: int) -> None:
+        """Retain it on the session's state topic for so long."""
         ...
 
     def clear_checkpoint(self, device: str, slot: int) -> None:
@@ -304,8 +304,8 @@ class Conductor:
 
     def _perform_on_checkpoint(self, effect: WriteCheckpoint | ClearCheckpoint) -> None:
         match effect:
-            case WriteCheckpoint(device, slot, checkpoint):
-                self._outlet.write_checkpoint(device, slot, checkpoint)
+            case WriteCheckpoint(device, slot, checkpoint, expiry_s):
+                self._outlet.write_checkpoint(device, slot, checkpoint, expiry_s)
             case ClearCheckpoint(device, slot):
                 self._outlet.clear_checkpoint(device, slot)
 

@@ -61,11 +61,12 @@ class Retain:
 
 @dataclass(frozen=True, slots=True)
 class WriteCheckpoint:
-    """Retain this copy of the session, with the expiry that its opening names."""
+    """Retain this copy of the session for `expiry_s`."""
 
     device: str
     slot: int
     checkpoint: Checkpoint
+    expiry_s: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from edge_verifier.checkpoints import CLEARED, payload_and_expiry
+from edge_verifier.checkpoints import CLEARED
 from edge_verifier.flood import Flood
 from protocol import topics
 from protocol.codec import encode
@@ -32,11 +32,10 @@ class Publisher:
         """See `Outlet.reply`."""
         self._publish(self._topic(topics.VERDICT, device, slot), encode(message))
 
-    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint) -> None:
+    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint, expiry_s: int) -> None:
         """See `Outlet.write_checkpoint`."""
-        payload, expiry_s = payload_and_expiry(checkpoint)
         topic = self._topic(topics.STATE, device, slot)
-        self._publish(topic, payload, is_retained=True, expiry_s=expiry_s)
+        self._publish(topic, encode(checkpoint), is_retained=True, expiry_s=expiry_s)
 
     def clear_checkpoint(self, device: str, slot: int) -> None:
         """See `Outlet.clear_checkpoint`."""

@@ -56,6 +56,8 @@ _logger = logging.getLogger(__name__)
 _MAX_QUEUE = 10_000
 _SPREAD_S = 1.0
 """Checkpoints are written again within this time after a reconnect."""
+_EXPIRY_LOOK_S = 10.0
+"""How often is looked for sessions whose retention time is over."""
 _MAX_TAKEN = 128
 """Windows taken before the planner is asked again: those that came together go together."""
 _TURN_SILENCE_S = 2.0
@@ -148,6 +150,7 @@ class VerifierService:
         self._freed_memory = FreedMemory()
         self._again: deque[tuple[float, int]] = deque()
         self._n_connects = 0
+        self._expiry_look_s = 0.0
         self._drain_until_s: float | None = None
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._failure: BaseException | None = None
@@ -376,7 +379,10 @@ class VerifierService:
         now_s = self._clock()
         table = self._conductor.table
         while self._again and self._again[0][0] <= now_s:
-            self._conductor.perform(table.checkpoint_again(self._again.popleft()[1]))
+            self._conductor.perform(table.checkpoint_again(self._again.popleft()[1], now_s))
+        if now_s >= self._expiry_look_s:
+            self._expiry_look_s = now_s + _EXPIRY_LOOK_S
+            self._conductor.perform(table.drop_expired(now_s))
         status = self._advert.due(
             now_s,
             price=table.price,
@@ -388,7 +394,7 @@ class VerifierService:
             self._publisher.advertise(status)
         self.metrics.load(len(table), table.price, table.n_prefix_positions)
         self._freed_memory.tend(now_s)
-        again_s = self._again[0][0] if self._again else None
+        again_s = self._again[0][0] if self._again else self._expiry_look_s if len(table) else None
         drain_s = now_s + _DRAIN_LOOK_S if table.is_draining else None
         if self._drain_until_s is not None:
             drain_s = min(self._drain_until_s, now_s + _DRAIN_LOOK_S)

@@ -118,6 +118,15 @@ class Session:
         """
         return self.flight is not None or self.next_pending() is not None
 
+    @property
+    def retention_s(self) -> float:
+        """How long its device has the conversation kept after its last change."""
+        return 0.0 if self._opening is None else self._opening.retention_s
+
+    def is_expired(self, now_s: float) -> bool:
+        """Whether it has been idle for longer than that."""
+        return not self.is_busy and now_s - self.active_s >= self.retention_s
+
     def likely_length(self, growth: int) -> int:
         """Positions that the cache takes, or soon will: `growth` more tokens, but not beyond the turn."""
         return max(len(self.cached), min(max(self.limit, self.length), self.length + growth))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from edge_verifier.checkpoints import expiry_s
 from edge_verifier.effects import (
     Cancel,
     ClearCheckpoint,
@@ -32,6 +33,7 @@ from edge_verifier.verdicts import Timing, known_verdict, verdict_of
 from edge_verifier.window_checks import Fault, find_fault, longest_text, refusal, text_fault
 from edge_verifier.work import Pending, Slice, Work
 from protocol.coupling import Judgement
+from protocol.identifiers import LAST_GENERATION
 from protocol.messages import Window
 
 
@@ -118,7 +120,8 @@ class SessionTable:
             return [Drop("stale_generation")]
         session.active_s = now_s
         if window.is_close:
-            return self._retire(session, is_clearing=True)
+            is_kept = window.generation < LAST_GENERATION
+            return self._retire(session, window.generation, is_clearing=True, is_prefix_kept=is_kept)
         if window.generation == session.generation and (known := _known_round(session, window)):
             return [known]
         fault = find_fault(window, self._info) or self._quota_fault(incoming)
@@ -172,7 +175,8 @@ class SessionTable:
         effects: list[Effect] = []
         replaced = self._by_key.get(incoming.key)
         if replaced is not None:
-            effects += self._retire(replaced, is_clearing=replaced.checkpoint_length is not None)
+            had_one = replaced.checkpoint_length is not None
+            effects += self._retire(replaced, replaced.generation, is_clearing=had_one)
         effects += self._make_room(incoming)
         self._budget.admitted(incoming.key)
         session = Session(
@@ -388,16 +392,16 @@ class SessionTable:
         )
         return [self._written(session)] if is_due else []
 
-    def _written(self, session: Session) -> WriteCheckpoint:
+    def _written(self, session: Session, idle_s: float = 0.0) -> WriteCheckpoint:
         session.checkpoint_length = session.length
-        return WriteCheckpoint(*session.key, session.checkpoint())
+        return WriteCheckpoint(*session.key, session.checkpoint(), expiry_s(session.retention_s, idle_s))
 
-    def checkpoint_again(self, sid: int) -> list[Effect]:
+    def checkpoint_again(self, sid: int, now_s: float) -> list[Effect]:
         """The checkpoint in force of a session, for a broker that may have come back without it."""
         session = self._by_sid.get(sid)
-        if session is None or session.checkpoint_length is None:
+        if session is None or session.checkpoint_length is None or session.is_expired(now_s):
             return []
-        return [self._written(session)]
+        return [self._written(session, now_s - session.active_s)]
 
     # ---- ends
 
@@ -405,6 +409,11 @@ class SessionTable:
         """Drop the session idle longest, if any may be: its device rebuilds it when it speaks again."""
         session = self._idle_longest(now_s)
         return [] if session is None else self._forget(session)
+
+    def drop_expired(self, now_s: float) -> list[Effect]:
+        """Drop sessions idle for longer than their devices have conversations kept."""
+        expired = [session for session in self._by_sid.values() if session.is_expired(now_s)]
+        return [effect for session in expired for effect in self._forget(session)]
 
     def _idle_longest(self, now_s: float) -> Session | None:
         idle = (session for session in self._by_sid.values() if self._is_idle(session, now_s))
@@ -419,9 +428,12 @@ class SessionTable:
         """The session whose loss costs least: what was opened last has the least work in it."""
         return max(self._by_sid.values(), key=lambda session: session.sid, default=None)
 
-    def _retire(self, session: Session, *, is_clearing: bool) -> list[Effect]:
-        self._strangers.retire(session.key, session.uid, session.generation)
-        effects = self._forget(session, self._sharing.ended(session))
+    def _retire(
+        self, session: Session, generation: int, *, is_clearing: bool, is_prefix_kept: bool = True
+    ) -> list[Effect]:
+        """A session is over, with all that was sent up to `generation`."""
+        self._strangers.retire(session.key, session.uid, generation)
+        effects = self._forget(session, self._sharing.ended(session) if is_prefix_kept else ())
         return [*effects, ClearCheckpoint(*session.key)] if is_clearing else effects
 
     def _forget(self, session: Session, ended: Sequence[Effect] = ()) -> list[Effect]:

@@ -32,6 +32,7 @@ class Desk:
         self.replies: list[tuple[str, int, Verdict | Refusal]] = []
         self.checkpoints: dict[tuple[str, int], Checkpoint | None] = {}
         self.n_checkpoint_writes = 0
+        self.expiry_s = 0
         self.done: list[Flight] = []
         self.conductor = Conductor(
             engine,
@@ -49,8 +50,9 @@ class Desk:
     def reply(self, device: str, slot: int, message: Verdict | Refusal) -> None:
         self.replies.append((device, slot, message))
 
-    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint) -> None:
+    def write_checkpoint(self, device: str, slot: int, checkpoint: Checkpoint, expiry_s: int) -> None:
         self.n_checkpoint_writes += 1
+        self.expiry_s = expiry_s
         self.checkpoints[device, slot] = checkpoint
 
     def clear_checkpoint(self, device: str, slot: int) -> None:
