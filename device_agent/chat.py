@@ -140,7 +140,7 @@ class ChatSession:
         if self._agent.call(lambda: self._agent.desk.is_open(live)):
             self._agent.call(close)
             if not is_over.wait(timeout_s):
-                self._agent.call(lambda: self._agent.desk.session_closed(live))
+                self._agent.call(lambda: live.perform(live.machine.end_close(self._agent.now_s())))
 
     def _turn(self, start: Callable[[float], Sequence[Action]], saved_answer: int = 0) -> Iterator[ChatEvent]:
         events: SimpleQueue[ChatEvent] = SimpleQueue()

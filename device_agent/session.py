@@ -20,7 +20,6 @@ from device_agent.actions import (
     FindVerifier,
     Journal,
     Judged,
-    Left,
 )
 from device_agent.flight import Sent
 from device_agent.refusals import REACTIONS, error_of, is_worth_waiting, notice_of
@@ -106,6 +105,12 @@ class DeviceSession(SessionTurns):
             self._finish_close()
         return self._advance(now_s)
 
+    def end_close(self, now_s: float) -> list[Action]:
+        """Do not wait for the close any longer: the verifier is told when the link or it is back."""
+        if self._is_closing:
+            self._finish_close()
+        return self._advance(now_s)
+
     # What the drafter does.
 
     def drafted(self, request: int, tokens: Sequence[int], seconds: float, now_s: float) -> list[Action]:
@@ -177,7 +182,9 @@ class DeviceSession(SessionTurns):
 
     def verifier_gone(self, name: str, now_s: float) -> list[Action]:
         """The advert of verifier `name` says that it is not alive; this only hastens what timeouts find."""
-        if name == self.binding.name:
+        if name == self.binding.name and self._is_closing:
+            self._finish_close()
+        elif name == self.binding.name:
             self._lose_verifier(f"verifier {name} is gone; looking for another")
         return self._advance(now_s)
 
@@ -268,6 +275,7 @@ class DeviceSession(SessionTurns):
         is_as_presumed = self._text.commit(new)
         self._outbox.flight.answer(sent, now_s)
         self._outbox.confirmed = self._text.committed
+        self._left.discard(self.binding.name)
         self._say_farewells()
         finished = verdict.finished or ("limit" if self._text.committed >= self.limit else None)
         self._note_answer(verdict, sent, len(new), now_s, is_last=finished is not None)
@@ -283,12 +291,6 @@ class DeviceSession(SessionTurns):
         if not is_as_presumed:
             self._abandon()
         self._speculator.idle_since_s = now_s
-
-    def _say_farewells(self) -> None:
-        """The text is known to be open here, so what other verifiers keep of it is not needed any more."""
-        for name in sorted(self._left - {self.binding.name}):
-            self._actions.append(Left(name, self._outbox.farewell_window(self._text)))
-        self._left.clear()
 
     def _note_answer(self, verdict: Verdict, sent: Sent, n_new: int, now_s: float, *, is_last: bool) -> None:
         """Learn from an answered window; whatever trouble there was is over."""

@@ -16,6 +16,7 @@ from device_agent.actions import (
     FindVerifier,
     Finished,
     Journal,
+    Left,
     NeedDraft,
     Notice,
     NoticeKind,
@@ -222,9 +223,21 @@ class SessionTurns:
             self._actions.append(Finished(finished))
 
     def _finish_close(self) -> None:
+        """The session is over; a verifier that may have it but was not told is left as any other."""
+        if self._is_close_sent:
+            self._left.discard(self.binding.name)
+        elif self.generation > 0:
+            self._left.add(self.binding.name)
+        self._say_farewells()
         self._is_closing = False
         self.is_closed = True
         self._actions.append(Closed())
+
+    def _say_farewells(self) -> None:
+        """What verifiers that the session was at keep of it is not needed any more."""
+        farewell = self._outbox.farewell_window(self._text)
+        self._actions += [Left(name, farewell) for name in sorted(self._left)]
+        self._left.clear()
 
     def _fail(self, error: SessionError) -> None:
         """The turn cannot go on; what was committed stays."""

@@ -607,6 +607,51 @@ def test_close_tells_the_verifier_and_frees_the_slot() -> None:
         world.session.start_turn(PROMPT, 10, world.now_s)
 
 
+def test_a_session_closed_while_its_verifier_is_lost_is_closed_there_when_that_is_back() -> None:
+    """It may be alive behind a cut, with the session and its checkpoint."""
+    world = asked(World(max_in_flight=1))
+    world.is_finding = False
+    world.do(world.session.verifier_gone("v1", world.now_s))
+    world.do(world.session.close(world.now_s))
+    assert world.told.is_closed
+    world.run_for(1.0)
+    assert len(world.verifiers["v1"].table) == 0
+
+
+def test_a_session_closed_before_it_was_answered_elsewhere_is_closed_at_both() -> None:
+    world = asked(World(n_verifiers=2, max_in_flight=1))
+    world.verifiers["v1"].is_mute = world.verifiers["v2"].is_mute = True
+    world.do(world.session.verifier_gone("v1", world.now_s))
+    world.run(lambda: len(world.verifiers["v2"].table) == 1)
+    world.do(world.session.close(world.now_s))
+    world.run(lambda: world.told.is_closed)
+    world.run_for(1.0)
+    assert [len(verifier.table) for verifier in world.verifiers.values()] == [0, 0]
+
+
+def test_a_close_ends_although_its_verifier_dies_before_it_is_sent() -> None:
+    """An earlier window waits for its PUBACK, so that the close has to wait, too."""
+    world = asked(World(network=Network(delay_s=0.1)))
+    assert not world.session._outbox.flight.is_gate_open
+    world.do(world.session.close(world.now_s))
+    assert not world.told.is_closed
+    world.do(world.session.verifier_gone("v1", world.now_s))
+    assert world.told.is_closed
+
+
+def test_a_close_that_cannot_be_sent_can_be_ended() -> None:
+    world = asked(World(max_in_flight=1))
+    world.set_link(is_up=False)
+    world.do(world.session.close(world.now_s))
+    world.run_for(10.0)
+    assert not world.told.is_closed
+    world.do(world.session.end_close(world.now_s))
+    assert world.told.is_closed
+    world.run_for(1.0)
+    assert len(world.verifiers["v1"].table) == 0, "the farewell waits in the link's queue"
+    assert world.session.end_close(world.now_s) == []
+
+
 def test_close_of_a_session_never_used_needs_no_message() -> None:
     world = World()
     world.do(world.session.close(0.0))
