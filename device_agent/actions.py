@@ -19,6 +19,8 @@ TurnEnd = Literal["stop", "limit", "context", "stopped", "failed"]
 NoticeKind = Literal[
     "link_lost",
     "link_back",
+    "verdict_late",
+    "verdict_back",
     "verifier_lost",
     "verifier_back",
     "verifier_busy",

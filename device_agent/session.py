@@ -147,6 +147,7 @@ class DeviceSession(SessionTurns):
         if is_up != self._is_link_up:
             self._is_link_up = is_up
             self._outbox.flight.restart_waits(now_s)
+            self._silent_since_s = now_s
             if is_up:
                 self._untell("link_lost", "link_back", "the link is back")
             elif self.is_active:
@@ -233,6 +234,9 @@ class DeviceSession(SessionTurns):
         alone_s = self._alone_due_s
         if alone_s is not None and now_s >= alone_s:
             self._go_alone()
+        late_s = self._late_due_s
+        if late_s is not None and now_s >= late_s:
+            self._tell("verdict_late", f"no verdict comes from verifier {self.binding.name}; waiting")
         overdue_s = self._outbox.flight.deadline_s(self._n_failures)
         is_waiting = self._is_link_up and not self.is_seeking and self._outbox.resend is None
         if is_waiting and overdue_s is not None and now_s >= overdue_s:
@@ -282,6 +286,7 @@ class DeviceSession(SessionTurns):
         if new:
             self._actions.append(Committed(start, new))
         self._offline.progress(now_s)
+        self._silent_since_s = now_s
         self._actions += self._offline.settle(shown, new, is_last=finished is not None)
         self._told.discard("drafting_alone")
         if finished is not None:
@@ -297,6 +302,7 @@ class DeviceSession(SessionTurns):
         self._n_failures = self._n_rebuilds = 0
         self.is_seeking = False
         self._told.discard("verifier_busy")
+        self._untell("verdict_late", "verdict_back", f"verdicts come from verifier {self.binding.name}")
         self._untell("verifier_lost", "verifier_back", f"verifier {self.binding.name} answers")
         round_s = now_s - sent.published_at_s if sent.is_timed else None
         if round_s is not None:

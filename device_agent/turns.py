@@ -35,6 +35,10 @@ from protocol.sampler import SAMPLER_VERSION
 
 BACKOFF_S = 0.25
 MAX_BACKOFF_S = 8.0
+WAITING: frozenset[NoticeKind] = frozenset(
+    {"link_lost", "verifier_lost", "verifier_busy", "drafting_alone", "verdict_late"}
+)
+"""Notices after which the user knows that the answer waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ class SessionTurns:
         self._busy_until_s: dict[str, float] = {}
         self._offline = Offline(is_allowed=options.may_draft_alone)
         self._told: set[NoticeKind] = set()
+        self._silent_since_s = 0.0
         self._actions: list[Action] = []
 
     @property
@@ -115,18 +120,28 @@ class SessionTurns:
     @property
     def deadline_s(self) -> float | None:
         """When `tick` is due; None when nothing waits for time to pass."""
-        due = [each for each in (self._network_due_s, self._alone_due_s) if each is not None]
-        return min(due, default=None)
+        due = (self._network_due_s, self._alone_due_s, self._late_due_s)
+        return min((each for each in due if each is not None), default=None)
+
+    @property
+    def _late_due_s(self) -> float | None:
+        """When to tell the user that no verdict comes; None where that or its reason is told."""
+        if not self.is_active or self._told & WAITING:
+            return None
+        return self._silent_since_s + max(LATE_S, self._late_s)
 
     @property
     def _alone_due_s(self) -> float | None:
         """When to go on alone; None when not."""
         if not self.is_active or not self._speculator.is_drafter_alive:
             return None
-        flight = self._outbox.flight
-        oldest = flight.oldest
-        late_s = LATE_S if oldest is None else flight.timer.timeout_s(oldest.window, 0)
-        return self._offline.due_s(late_s, is_cut_off=not self._is_link_up or self.is_seeking)
+        return self._offline.due_s(self._late_s, is_cut_off=not self._is_link_up or self.is_seeking)
+
+    @property
+    def _late_s(self) -> float:
+        """How long a verdict may take now."""
+        oldest = self._outbox.flight.oldest
+        return LATE_S if oldest is None else self._outbox.flight.timer.timeout_s(oldest.window, 0)
 
     @property
     def _network_due_s(self) -> float | None:
@@ -176,6 +191,7 @@ class SessionTurns:
         self._n_rebuilds = 0
         self._told.clear()
         self._offline.progress(now_s)
+        self._silent_since_s = now_s
         self._speculator.idle_since_s = now_s
         self._outbox.raise_generation()
         entry = Entry(

@@ -7,6 +7,7 @@ import pytest
 from device_agent.actions import Binding, Failed, Publish
 from device_agent.controller import Controller
 from device_agent.flight import MAX_TIMEOUT_S, MIN_TIMEOUT_S
+from device_agent.offline import LATE_S
 from device_agent.saved import Saved
 from device_agent.session import DeviceSession
 from device_agent.turns import MAX_BACKOFF_S, SessionOptions
@@ -285,11 +286,32 @@ def test_p7_a_black_hole_ends_in_no_burst() -> None:
     n = len(world.published)
     world.run_for(30.0)
     assert len(world.published) <= n + 1
+    assert world.told.notices == ["verdict_late"], "the user knows well before the keepalive does"
     world.is_link_up = True
     for payload in world._queued_down:
         world.deliver(payload)
     world._queued_down.clear()
     finish(world)
+    assert world.told.notices == ["verdict_late", "verdict_back"]
+
+
+def test_a_long_silence_is_told_once_and_only_where_nothing_else_was() -> None:
+    world = asked(World())
+    world.is_losing_windows = True
+    world.is_link_up = False
+    n_judged = len(world.told.judged)
+    world.run_for(LATE_S - 0.5)
+    assert world.told.notices == []
+    world.run_for(MAX_TIMEOUT_S - LATE_S + 1.0)
+    assert world.told.notices == ["verdict_late"]
+    assert len(world.told.judged) == n_judged
+    world.set_link(is_up=False)
+    world.run_for(60.0)
+    assert world.told.notices == ["verdict_late", "link_lost"]
+    world.is_losing_windows = False
+    world.set_link(is_up=True)
+    finish(world)
+    assert world.told.notices == ["verdict_late", "link_lost", "link_back", "verdict_back"]
 
 
 def test_p8_a_lost_opening_is_sent_again_and_is_idempotent() -> None:
