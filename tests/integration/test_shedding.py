@@ -52,7 +52,7 @@ def test_a_flood_is_shed_and_complained_of_and_the_device_is_heard_again_afterwa
         assert complaint.refused_s > 500
         assert service.metrics.n_complaints(name) > 0
         wait_until(lambda: service.metrics.n_refused("rate_limited", name) > N_MESSAGES / 2)
-        assert service._admission.shedding == {name}
+        assert service._reception.admission.shedding == {name}
         run_together([bystander])
         time.sleep(3.0)
         with connected(live_fleet, culprit) as link:
@@ -65,5 +65,5 @@ def test_a_flood_is_shed_and_complained_of_and_the_device_is_heard_again_afterwa
                 culprit.publish(link, culprit.script.opening_window())
                 reply = culprit.reply()
             assert isinstance(reply, Verdict)
-        assert service._admission.shedding == frozenset()
+        assert service._reception.admission.shedding == frozenset()
     assert bystander.script.finished is not None
