@@ -11,11 +11,13 @@ sync, so that raising it within a turn costs no write to a worn SD card.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,15 +59,21 @@ class _Line(BaseModel):
     answer_start: int | None = None
     limit: int | None = None
     finished: str | None = None
+    order: int | None = None
 
 
 class SessionJournal:
-    """The open journal of one session; appended to by one thread."""
+    """The open journal of one session; appended to by one thread.
 
-    def __init__(self, path: Path, file: BinaryIO, reserved: int) -> None:
+    Args:
+        next_order: numbers the turns of all sessions.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, reserved: int, next_order: Callable[[], int]) -> None:
         self._path = path
         self._file = file
         self._reserved = reserved
+        self._next_order = next_order
 
     def append(self, entry: Entry, *, is_durable: bool) -> None:
         """Add one step; when durable, it and all before it are on disk on return.
@@ -79,7 +87,8 @@ class SessionJournal:
         if is_durable:
             generation = self._reserved = entry.generation + RESERVED_GENERATIONS
         try:
-            self._file.write(_framed(_entry_fields(entry, generation)))
+            order = None if entry.answer_start is None else self._next_order()
+            self._file.write(_framed(_entry_fields(entry, generation, order)))
             self._file.flush()
             if is_durable:
                 os.fsync(self._file.fileno())
@@ -106,6 +115,7 @@ class JournalDirectory:
             ConfigError: it cannot be made.
         """
         self._directory = directory
+        self._order = 0
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -119,19 +129,39 @@ class JournalDirectory:
         """
         path = self._path(saved.uid)
         reserved = saved.generation + RESERVED_GENERATIONS
-        content = _framed(_header_fields(saved)) + _framed(_entry_fields(_whole(saved), reserved))
+        state = _entry_fields(_whole(saved), reserved, saved.order or self._next_order())
+        content = _framed(_header_fields(saved)) + _framed(state)
         try:
             write_atomically(path, content, mode=SECRET_MODE)
-            return SessionJournal(path, _locked(path, path.open("ab")), reserved)
+            return SessionJournal(path, _locked(path, path.open("ab")), reserved, self._next_order)
         except OSError as error:
             raise _unwritable(path, error) from error
 
     def load(self) -> list[Saved]:
-        """What each readable journal says, the one written last first; unreadable ones are left alone."""
-        files = sorted(
-            self._directory.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True
-        )
-        return [saved for path in files if (saved := _read(path)) is not None]
+        """What each readable journal says, that of the last turn first; unreadable ones are left alone.
+
+        A session in which nothing has been said is none to go on with.
+        """
+        return [saved for _, saved in self._states() if saved.tokens]
+
+    def remove_unused(self) -> None:
+        """Forget sessions in which nothing was said, as a crash leaves them, and that nobody has open."""
+        for path, saved in self._states():
+            if not saved.tokens:
+                with contextlib.suppress(ConfigError), _locked(path, path.open("r+b")):
+                    path.unlink(missing_ok=True)
+
+    def _states(self) -> list[tuple[Path, Saved]]:
+        files = sorted(self._directory.glob(f"*{SUFFIX}"))
+        states = [(path, saved) for path in files if (saved := _read(path)) is not None]
+        return sorted(states, key=lambda state: state[1].order, reverse=True)
+
+    def _next_order(self) -> int:
+        """One more than any in use; no clock would do, as a board without one starts in 1970 each time."""
+        if self._order == 0:
+            self._order = max((saved.order for _, saved in self._states()), default=0)
+        self._order += 1
+        return self._order
 
     def open(self, saved: Saved) -> SessionJournal:
         """Continue the journal of a loaded session; a torn tail is cut off first.
@@ -150,7 +180,7 @@ class JournalDirectory:
             file.seek(n_good)
         except OSError as error:
             raise _unwritable(path, error) from error
-        return SessionJournal(path, file, saved.generation)
+        return SessionJournal(path, file, saved.generation, self._next_order)
 
     def check_unused(self, uid: str) -> None:
         """See that nobody has the journal of `uid` open.
@@ -181,10 +211,12 @@ def parse(content: bytes) -> Saved | None:
             if header is None:
                 header = _Header.model_validate(fields)
                 continue
-            entry = Entry(**dict(_Line.model_validate(fields)))
+            line = dict(_Line.model_validate(fields))
         except ValidationError:
             break
-        saved = (saved or _empty(header)).after(entry)
+        order = line.pop("order")
+        saved = (saved or _empty(header)).after(Entry(**line))
+        saved = saved if order is None else replace(saved, order=order)
     return saved
 
 
@@ -226,7 +258,7 @@ def _header_fields(saved: Saved) -> dict[str, Any]:
     return header.model_dump()
 
 
-def _entry_fields(entry: Entry, generation: int) -> dict[str, Any]:
+def _entry_fields(entry: Entry, generation: int, order: int | None) -> dict[str, Any]:
     line = _Line(
         generation=generation,
         start=entry.start,
@@ -236,6 +268,7 @@ def _entry_fields(entry: Entry, generation: int) -> dict[str, Any]:
         answer_start=entry.answer_start,
         limit=entry.limit,
         finished=entry.finished,
+        order=order,
     )
     return line.model_dump(exclude_defaults=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from protocol.messages import SamplerSettings
 
@@ -42,6 +42,7 @@ class Saved:
         generation: highest that may have been published; the session continues above it.
         answer_start, limit: of the last turn.
         finished: why the last turn ended; None when it was cut off in the middle.
+        order: number of the last turn among all of the device; needs no clock.
     """
 
     uid: str
@@ -54,6 +55,7 @@ class Saved:
     answer_start: int
     limit: int
     finished: str | None
+    order: int = field(default=0, compare=False)
 
     @property
     def is_cut_off(self) -> bool:

@@ -111,6 +111,7 @@ class SessionDesk:
         binding = self._parts.adverts.choose(preferred=self._parts.settings().verifier)
         if binding is None:
             raise self._parts.adverts.problem(self._parts.drafter.model)
+        self._parts.journals.remove_unused()
         saved = Saved(
             uid=new_uid(),
             slot=self._free_slot(),
@@ -184,6 +185,7 @@ class SessionDesk:
             live.perform(live.machine.stop(self.now_s()))
             live.detach()
         self._sessions.clear()
+        self._parts.journals.remove_unused()
 
     def give_up_all(self, error: SledError) -> None:
         """End all turns under way with `error`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,15 +127,37 @@ def test_a_long_journal_is_rewritten_as_one_state(tmp_path: Path, monkeypatch: p
     assert without_generation(again) == without_generation(saved)
 
 
-def test_the_session_written_last_comes_first_and_damaged_files_are_left_alone(tmp_path: Path) -> None:
-    directory = JournalDirectory(tmp_path)
-    for uid, stamp in (("0000000000000001", 100), ("0000000000000002", 300), ("0000000000000003", 200)):
-        saved = Saved(**{**{name: getattr(FRESH, name) for name in Saved.__slots__}, "uid": uid})
-        directory.create(saved).close()
-        os.utime(tmp_path / f"{uid}.journal", (stamp, stamp))
+def talk(path: Path, number: int) -> None:
+    """A life of the agent in which a conversation is begun, or gone on with by one more turn."""
+    directory = JournalDirectory(path)
+    uid = f"{number:016x}"
+    known = next((saved for saved in directory.load() if saved.uid == uid), None)
+    journal = directory.create(replace(FRESH, uid=uid)) if known is None else directory.open(known)
+    journal.append(STEPS[0][0], is_durable=True)
+    journal.close()
+
+
+def test_p18_the_session_of_the_last_turn_comes_first_whatever_the_clock_says(tmp_path: Path) -> None:
+    """A board without a clock starts in 1970 each time; damaged files are left alone."""
+    for number, clock_s in ((1, 100), (2, 300), (3, 1_900_000_000), (1, 200)):
+        talk(tmp_path, number)
+        os.utime(tmp_path / f"{number:016x}.journal", (clock_s, clock_s))
     (tmp_path / "0000000000000004.journal").write_bytes(b"\x00\xff garbage")
-    assert [saved.uid[-1] for saved in directory.load()] == ["2", "3", "1"]
+    assert [saved.uid[-1] for saved in JournalDirectory(tmp_path).load()] == ["1", "3", "2"]
     assert (tmp_path / "0000000000000004.journal").exists()
+
+
+def test_a_session_in_which_nothing_was_said_is_none_to_go_on_with(tmp_path: Path) -> None:
+    """A crash leaves its file; it goes when nobody has it open."""
+    directory = JournalDirectory(tmp_path)
+    unused = directory.create(replace(FRESH, uid="1" * 16))
+    talk(tmp_path, 5)
+    assert [saved.uid[-1] for saved in directory.load()] == ["5"]
+    directory.remove_unused()
+    assert len(list(tmp_path.iterdir())) == 2, "it may be used yet"
+    unused.close()
+    directory.remove_unused()
+    assert [file.stem[-1] for file in tmp_path.iterdir()] == ["5"]
 
 
 def test_removing_leaves_nothing(tmp_path: Path) -> None:
