@@ -26,11 +26,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from device_agent.command_desk import CommandDesk, RunCommand
+from device_agent.command_desk import CommandDesk
+from device_agent.device_facts import DeviceFacts
 from device_agent.duties_memory import DutiesMemory
+from device_agent.fleet_actions import (
+    Action,
+    ApplySettings,
+    Halt,
+    Retain,
+    Save,
+    Send,
+    Subscribe,
+    Unsubscribe,
+)
 from device_agent.identity_watch import Finding, IdentityWatch
 from device_agent.settings import Settings
 from protocol.codec import decode, encode
@@ -51,97 +61,6 @@ _logger = logging.getLogger(__name__)
 
 STATUS_INTERVAL_S = 5.0
 """Between two rewritings of the retained status because of session health; presence itself is at once."""
-
-
-@dataclass(frozen=True)
-class DeviceFacts:
-    """Who and what a device is in this life of its process; the fields are those of `DeviceStatus`."""
-
-    fleet: str
-    device: str
-    incarnation: str
-    boot_id: str = ""
-    serial: str = ""
-    agent_version: str = ""
-    model: str = ""
-    model_hash: str = ""
-    vocabulary: str = ""
-
-    def status(
-        self,
-        *,
-        is_online: bool,
-        is_lost: bool = False,
-        problem: str = "",
-        yields_to: str = "",
-        others: tuple[str, ...] = (),
-        sessions: tuple[SessionHealth, ...] = (),
-    ) -> DeviceStatus:
-        return DeviceStatus(
-            is_online=is_online,
-            is_lost=is_lost,
-            problem=problem[:300],
-            yields_to=yields_to,
-            others=others,
-            incarnation=self.incarnation,
-            boot_id=self.boot_id,
-            serial=self.serial,
-            agent_version=self.agent_version,
-            model=self.model,
-            model_hash=self.model_hash[:16],
-            vocabulary=self.vocabulary,
-            sessions=sessions,
-        )
-
-
-@dataclass(frozen=True)
-class Save:
-    """Put `content` in the place of the memory file, durably, before the actions that follow."""
-
-    content: bytes
-
-
-@dataclass(frozen=True)
-class Retain:
-    """Own this retained topic with this payload."""
-
-    topic: str
-    payload: bytes
-
-
-@dataclass(frozen=True)
-class Send:
-    """Publish once at QoS 0."""
-
-    topic: str
-    payload: bytes
-
-
-@dataclass(frozen=True)
-class Subscribe:
-    subscription: Subscription
-
-
-@dataclass(frozen=True)
-class Unsubscribe:
-    topic_filter: str
-
-
-@dataclass(frozen=True)
-class ApplySettings:
-    """The fleet changed the settings; sessions take them at their next turn."""
-
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class Halt:
-    """Disconnect for good and say `reason`: another board uses this identity, and goes on."""
-
-    reason: str
-
-
-Action = Save | Retain | Send | Subscribe | Unsubscribe | ApplySettings | RunCommand | Halt
 
 
 class FleetDuties:

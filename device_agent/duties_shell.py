@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from device_agent import board
 from device_agent.command_desk import RunCommand
-from device_agent.duties import (
+from device_agent.config import DeviceConfig
+from device_agent.device_facts import DeviceFacts
+from device_agent.drafter import DrafterInfo
+from device_agent.duties import FleetDuties
+from device_agent.duties_memory import DutiesMemory
+from device_agent.fleet_actions import (
     Action,
     ApplySettings,
-    FleetDuties,
     Halt,
     Retain,
     Save,
@@ -18,9 +24,9 @@ from device_agent.duties import (
     Subscribe,
     Unsubscribe,
 )
-from device_agent.duties_memory import DutiesMemory
 from protocol.atomic_file import SECRET_MODE, write_atomically
 from protocol.errors import SledError
+from protocol.identifiers import new_incarnation
 from protocol.link import Link
 
 Command = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -51,6 +57,30 @@ class DutiesShell:
         self._file = file
         self._commands = commands
         self._on_halt = on_halt
+
+    @classmethod
+    def of(
+        cls,
+        config: DeviceConfig,
+        drafter: DrafterInfo,
+        commands: Mapping[str, Command],
+        on_halt: Callable[[str], None],
+    ) -> Self:
+        """The duties of an installed device in a life that begins now, with what it remembers from before."""
+        facts = DeviceFacts(
+            fleet=config.identity.fleet,
+            device=config.identity.device,
+            incarnation=new_incarnation(),
+            boot_id=board.boot_id(),
+            serial=board.serial(),
+            agent_version=_version(),
+            model=drafter.model[:200],
+            model_hash=drafter.model_hash,
+            vocabulary=drafter.vocabulary,
+        )
+        file = config.journal_directory / "duties.json"
+        duties = FleetDuties(facts, config.settings, load_memory(file), commands.keys())
+        return cls(duties, file, commands, on_halt)
 
     def perform(self, link: Link, actions: Sequence[Action]) -> None:
         """Do `actions` in order."""
@@ -84,3 +114,10 @@ class DutiesShell:
             self.perform(link, self.duties.command_finished(command.id, error=str(error)))
         else:
             self.perform(link, self.duties.command_finished(command.id, result=result))
+
+
+def _version() -> str:
+    try:
+        return metadata.version("sled")
+    except metadata.PackageNotFoundError:
+        return "unpackaged"

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from device_agent.command_desk import RunCommand
-from device_agent.duties import (
+from device_agent.device_facts import DeviceFacts
+from device_agent.duties import FleetDuties
+from device_agent.duties_memory import DutiesMemory
+from device_agent.duties_shell import Command
+from device_agent.fleet_actions import (
     Action,
     ApplySettings,
-    DeviceFacts,
-    FleetDuties,
     Halt,
     Retain,
     Save,
@@ -21,8 +23,6 @@ from device_agent.duties import (
     Subscribe,
     Unsubscribe,
 )
-from device_agent.duties_memory import DutiesMemory
-from device_agent.duties_shell import Command
 from device_agent.settings import Settings
 from protocol.errors import SledError
 from protocol.identifiers import new_incarnation

@@ -76,8 +76,10 @@ def test_a_stopped_device_is_offline_and_a_killed_one_is_lost(live_fleet: LiveFl
 _DEVICE_PROCESS = """
 import sys, threading
 from pathlib import Path
-from device_agent.duties import DeviceFacts, FleetDuties, Retain
+from device_agent.device_facts import DeviceFacts
+from device_agent.duties import FleetDuties
 from device_agent.duties_memory import DutiesMemory
+from device_agent.fleet_actions import Retain
 from device_agent.settings import Settings
 from protocol.link import Endpoint, Link, LinkOptions, TlsFiles
 

@@ -10,25 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_agent.command_desk import MAX_RESULT_BYTES, RunCommand
-from device_agent.duties import (
-    STATUS_INTERVAL_S,
-    Action,
-    ApplySettings,
-    DeviceFacts,
-    FleetDuties,
-    Halt,
-    Retain,
-    Save,
-    Send,
-    Subscribe,
-    Unsubscribe,
-)
+from device_agent.device_facts import DeviceFacts
+from device_agent.duties import STATUS_INTERVAL_S, FleetDuties
 from device_agent.duties_memory import (
     MAX_LIVES,
     MAX_OPEN_COMMANDS,
     MAX_REMEMBERED_COMMANDS,
     MAX_RUNNING_COMMANDS,
     DutiesMemory,
+)
+from device_agent.fleet_actions import (
+    Action,
+    ApplySettings,
+    Halt,
+    Retain,
+    Save,
+    Send,
+    Subscribe,
+    Unsubscribe,
 )
 from device_agent.settings import Settings
 from protocol.codec import decode, encode

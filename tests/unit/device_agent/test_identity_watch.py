@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_agent.duties import Action, DeviceFacts, FleetDuties, Halt, Retain, Subscribe, Unsubscribe
+from device_agent.device_facts import DeviceFacts
+from device_agent.duties import FleetDuties
 from device_agent.duties_memory import DutiesMemory
+from device_agent.fleet_actions import Action, Halt, Retain, Subscribe, Unsubscribe
 from device_agent.identity_watch import Finding, IdentityWatch
 from device_agent.settings import Settings
 from protocol.codec import decode, encode
