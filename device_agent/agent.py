@@ -1,8 +1,9 @@
 """The agent of a device: one link, one thread for all decisions, one for the draft model.
 
-Threads: the link's network thread and the model thread only put what happened into the inbox; the agent's
-thread takes it out, runs the session machines and the fleet duties, and keeps their timers; the program's own
-threads use `DeviceAgent` and `ChatSession`, which hand their wishes to the agent's thread and wait.
+Threads: the link's network thread and the model thread only post what happened; the agent's thread
+(`device_agent.decision_thread`) runs the session machines and the fleet duties, and keeps their timers; the
+program's own threads use `DeviceAgent` and `ChatSession`, which hand their wishes to the agent's thread and
+wait.
 """
 
 from __future__ import annotations
@@ -10,35 +11,31 @@ from __future__ import annotations
 import logging
 import random
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from functools import partial
-from importlib import metadata
-from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from device_agent import board
 from device_agent.adverts import Adverts
 from device_agent.chat import ChatOptions, ChatSession
 from device_agent.chat_events import TurnStats
 from device_agent.checkpoint_reader import CheckpointReader
 from device_agent.config import DeviceConfig
 from device_agent.controller import ControllerOptions
+from device_agent.decision_thread import DecisionThread
 from device_agent.draft_worker import Drafted, DraftWorker
 from device_agent.drafter import Drafter
-from device_agent.duties import DeviceFacts, FleetDuties
-from device_agent.duties_shell import Command, DutiesShell, load_memory
+from device_agent.duties_shell import Command, DutiesShell
 from device_agent.journal import JournalDirectory
 from device_agent.live_session import LiveSession
+from device_agent.readiness import Readiness
 from device_agent.session_desk import DeskParts, SessionDesk
 from device_agent.settings import Settings
 from device_agent.tokenizer import ChatTokenizer
 from protocol.codec import decode
-from protocol.errors import LinkError, MessageError, SessionError
-from protocol.identifiers import new_incarnation, new_seed
+from protocol.errors import LinkError, MessageError
+from protocol.identifiers import new_seed
 from protocol.link import (
     Connected,
     Disconnected,
@@ -60,10 +57,6 @@ _logger = logging.getLogger(__name__)
 
 MAX_INBOX = 10_000
 """Messages waiting for the agent's thread; more are dropped, which is as if the network had lost them."""
-MISMATCH_GRACE_S = 0.5
-"""How long another verifier's advert may take after one whose vocabulary does not fit."""
-LONGEST_WAIT_S = 60.0
-CALL_TIMEOUT_S = 60.0
 RECOVERY_TIMEOUT_S = 10.0
 """How long reading the broker's copies of conversations may take."""
 
@@ -101,15 +94,14 @@ class DeviceAgent:
         self.tokenizer = tokenizer
         self._info = drafter.info
         self._clock = clock
-        self._inbox: SimpleQueue[LinkEvent | Drafted | Callable[[], None] | None] = SimpleQueue()
+        self._thread = DecisionThread(config.identity.device, self._tick, self._due_s, clock)
         journals = JournalDirectory(config.journal_directory)
         self._adverts = Adverts(drafter.info.vocabulary, random.Random())
         self._delivery = delivery
-        self._worker = DraftWorker(drafter, self._inbox.put)
+        self._worker = DraftWorker(drafter, self._on_drafted)
         self._halt_reason = ""
-        self._readiness = threading.Condition()
-        self._is_ready = self._is_mismatched = False
-        self._duties_shell = self._new_duties(commands or {})
+        self._readiness = Readiness()
+        self._duties_shell = DutiesShell.of(config, drafter.info, commands or {}, self._halt)
         self._link = self._new_link()
         self._checkpoints = CheckpointReader(self._link, config.identity.fleet, config.identity.device)
         self.desk = SessionDesk(
@@ -123,14 +115,13 @@ class DeviceAgent:
                 worker=self._worker,
                 link=self._link,
                 settings=lambda: self.settings,
-                post=self._inbox.put,
+                post=self._thread.post,
                 on_turn=self._tell_rates,
                 on_change=self._tell_fleet,
                 now_s=clock,
                 controller_options=controller_options,
             )
         )
-        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
     def __enter__(self) -> Self:
         self.start()
@@ -195,14 +186,8 @@ class DeviceAgent:
             raise _halted(self._halt_reason)
         until_s = time.monotonic() + timeout_s
         self._link.wait_connected(timeout_s)
-        with self._readiness:
-            left_s = max(0.0, until_s - time.monotonic())
-            self._readiness.wait_for(lambda: self._is_ready or self._is_mismatched, left_s)
-            if self._is_mismatched:
-                self._readiness.wait_for(lambda: self._is_ready, MISMATCH_GRACE_S)
-            if self._is_ready:
-                return
-        raise self.call(partial(self._adverts.problem, self._info.model))
+        if not self._readiness.wait(max(0.0, until_s - time.monotonic())):
+            raise self.call(partial(self._adverts.problem, self._info.model))
 
     def chat(self, options: ChatOptions | None = None, *, resume: bool = False) -> ChatSession:
         """A new conversation, or with `resume` the last one of this device.
@@ -247,56 +232,21 @@ class DeviceAgent:
         """End turns under way, keep their journals, say farewell to the fleet, disconnect."""
         if self._delivery is not None:
             self._delivery.stop()
-        if self._thread.is_alive():
+        if self._thread.is_alive:
             self.call(self.desk.detach_all)
-            self._inbox.put(None)
-            self._thread.join()
+            self._thread.stop()
         self._worker.stop()
         self._link.stop(farewell=self._duties_shell.duties.farewell())
 
     def call(self, function: Callable[[], _ResultT]) -> _ResultT:
         """Run `function` on the agent's thread and return what it returns, or raise what it raises."""
-        if threading.current_thread() is self._thread:
-            return function()
-        if not self._thread.is_alive():
-            raise SessionError("the device's agent is not running", hint="start it again")
-        future: Future[_ResultT] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - handed over to the caller's thread
-                future.set_exception(error)
-
-        self._inbox.put(run)
-        return future.result(CALL_TIMEOUT_S)
+        return self._thread.call(function)
 
     # ---- agent's thread: the loop
 
-    def _run(self) -> None:
-        while True:
-            try:
-                item = self._inbox.get(timeout=self._wait_s())
-            except Empty:
-                pass
-            else:
-                if item is None:
-                    return
-                self._guarded(partial(self._handle, item))
-            self._guarded(self._tick)
-
-    def _guarded(self, step: Callable[[], None]) -> None:
-        try:
-            step()
-        except Exception:
-            _logger.exception("device %s: a step failed", self.config.identity.device)
-
-    def _wait_s(self) -> float:
+    def _due_s(self) -> float | None:
         deadlines = (self.desk.deadline_s, self._duties_shell.duties.wake_s)
-        soonest_s = min((each for each in deadlines if each is not None), default=None)
-        return (
-            LONGEST_WAIT_S if soonest_s is None else min(LONGEST_WAIT_S, max(0.0, soonest_s - self.now_s()))
-        )
+        return min((each for each in deadlines if each is not None), default=None)
 
     def _tick(self) -> None:
         self.desk.tick()
@@ -306,30 +256,32 @@ class DeviceAgent:
         if duties.wake_s is not None and now_s >= duties.wake_s:
             self._duties_shell.perform(self._link, duties.on_tick(now_s))
 
-    def _handle(self, item: LinkEvent | Drafted | Callable[[], None]) -> None:
-        match item:
+    def _happened(self, event: LinkEvent) -> None:
+        match event:
             case Received():
-                self._received(item)
+                self._received(event)
             case Published(token, reason_code):
                 self.desk.acknowledged(token, reason_code)
-            case Drafted():
-                self.desk.drafted(item)
             case Connected():
                 self.desk.link_changed(is_up=True)
             case Disconnected():
                 self.desk.link_changed(is_up=False)
                 self._duties_shell.perform(self._link, self._duties_shell.duties.on_disconnected())
-            case _:
-                item()
 
-    # ---- agent's thread: network
+    # ---- other threads: only post
+
+    def _on_drafted(self, drafted: Drafted) -> None:
+        """On the model thread."""
+        self._thread.post(partial(self.desk.drafted, drafted))
 
     def _on_link_event(self, event: LinkEvent) -> None:
-        """On the network thread: enqueue only."""
+        """On the network thread."""
         if self._checkpoints.feed(event) or (self._delivery is not None and self._delivery.feed(event)):
             return
-        if not isinstance(event, Received) or self._inbox.qsize() < MAX_INBOX:
-            self._inbox.put(event)
+        if not isinstance(event, Received) or self._thread.n_waiting < MAX_INBOX:
+            self._thread.post(partial(self._happened, event))
+
+    # ---- agent's thread: network
 
     def _received(self, message: Received) -> None:
         if (names := VERDICT.parse(message.topic)) is not None:
@@ -351,10 +303,7 @@ class DeviceAgent:
         is_back = self._adverts.is_announced_anew(name, status)
         is_gone = self._adverts.update(name, status)
         self.desk.adverts_changed(gone=name if is_gone else None, back=name if is_back else None)
-        with self._readiness:
-            self._is_ready = self._adverts.has_room
-            self._is_mismatched = self._adverts.is_mismatched
-            self._readiness.notify_all()
+        self._readiness.note(is_ready=self._adverts.has_room, is_mismatched=self._adverts.is_mismatched)
 
     # ---- agent's thread: fleet
 
@@ -382,23 +331,6 @@ class DeviceAgent:
 
     # ---- parts
 
-    def _new_duties(self, commands: Mapping[str, Command]) -> DutiesShell:
-        identity, info = self.config.identity, self._info
-        facts = DeviceFacts(
-            fleet=identity.fleet,
-            device=identity.device,
-            incarnation=new_incarnation(),
-            boot_id=board.boot_id(),
-            serial=board.serial(),
-            agent_version=_version(),
-            model=info.model[:200],
-            model_hash=info.model_hash,
-            vocabulary=info.vocabulary,
-        )
-        file = self.config.journal_directory / "duties.json"
-        duties = FleetDuties(facts, self.config.settings, load_memory(file), commands.keys())
-        return DutiesShell(duties, file, commands, self._halt)
-
     def _new_link(self) -> Link:
         identity, duties = self.config.identity, self._duties_shell.duties
         link = Link(
@@ -417,10 +349,3 @@ class DeviceAgent:
 
 def _halted(reason: str) -> LinkError:
     return LinkError(reason, is_retryable=False, hint="provision this board under a name of its own")
-
-
-def _version() -> str:
-    try:
-        return metadata.version("sled")
-    except metadata.PackageNotFoundError:
-        return "unpackaged"
