@@ -13,6 +13,7 @@ from device_agent.config import DeviceConfig
 from device_agent.journal import JournalDirectory
 from device_agent.kept import Kept
 from device_agent.saved import Saved
+from device_agent.session import NO_SUBSCRIBER
 from protocol.codec import encode
 from protocol.errors import ConfigError, LinkError
 from protocol.identifiers import LAST_GENERATION
@@ -79,8 +80,11 @@ class Shelf:
         for uid in chosen:
             self._journals.remove(uid)
 
-    def remove(self, uids: Iterable[str]) -> None:
+    def remove(self, uids: Iterable[str]) -> tuple[str, ...]:
         """Remove sessions everywhere: from their verifiers, the broker, and last the journal.
+
+        Returns the verifiers that were not there to be told, as far as the broker says so: one that is only
+        cut off comes back with its copy.
 
         Raises:
             ConfigError: one is open in another process; none is removed.
@@ -97,6 +101,7 @@ class Shelf:
                     connection.end(uid, verifier, slot)
             connection.wait()
         self.remove_here(chosen)
+        return tuple(sorted(connection.absent))
 
     @contextmanager
     def _connection(self) -> Iterator[_Connection]:
@@ -117,6 +122,8 @@ class _Connection:
         self._timeout_s = timeout_s
         self._answers: SimpleQueue[Published] = SimpleQueue()
         self._waiting: set[int] = set()
+        self._told: dict[int, str] = {}
+        self.absent: set[str] = set()
         self.link = Link(config.endpoint, LinkOptions(self._device), self._on_event)
         self._reader = CheckpointReader(self.link, self._fleet, self._device)
 
@@ -130,7 +137,9 @@ class _Connection:
         window = Window(
             uid=uid, generation=LAST_GENERATION, round=0, ack=0, base=0, hash="0" * 16, is_close=True
         )
-        self._waiting.add(self.link.publish(WINDOW.topic(self._fleet, **names), encode(window)))
+        told = self.link.publish(WINDOW.topic(self._fleet, **names), encode(window))
+        self._told[told] = verifier
+        self._waiting.add(told)
         self._waiting.add(self.link.publish(STATE.topic(self._fleet, **names), b"", is_retained=True))
 
     def wait(self) -> None:
@@ -148,6 +157,8 @@ class _Connection:
                     "the broker did not take it in time", hint="try again when the link is better"
                 ) from None
             self._waiting.discard(answer.token)
+            if answer.reason_code == NO_SUBSCRIBER and answer.token in self._told:
+                self.absent.add(self._told[answer.token])
 
     def _on_event(self, event: LinkEvent) -> None:
         """On the network thread."""

@@ -33,7 +33,7 @@ from edge_verifier.verdicts import Timing, known_verdict, verdict_of
 from edge_verifier.window_checks import Fault, find_fault, longest_text, refusal, text_fault
 from edge_verifier.work import Pending, Slice, Work
 from protocol.coupling import Judgement
-from protocol.identifiers import LAST_GENERATION
+from protocol.identifiers import ANY_UID, LAST_GENERATION
 from protocol.messages import Window
 
 
@@ -114,7 +114,7 @@ class SessionTable:
         """Take one window of (device, slot) that came at `arrived_s` (now, if not given)."""
         incoming = _Incoming(device, slot, window, now_s, now_s if arrived_s is None else arrived_s)
         session = self._by_key.get(incoming.key)
-        if session is None or session.uid != window.uid:
+        if session is None or (session.uid != window.uid and not _ends_any(window)):
             return self._on_stranger(incoming)
         if window.generation < session.generation:
             return [Drop("stale_generation")]
@@ -451,6 +451,11 @@ class SessionTable:
 
 def _active_s(session: Session) -> float:
     return session.active_s
+
+
+def _ends_any(window: Window) -> bool:
+    """Whether the device ends its slot's session without knowing which it is."""
+    return window.is_close and window.uid == ANY_UID and window.generation == LAST_GENERATION
 
 
 def _known_round(session: Session, window: Window) -> Effect | None:

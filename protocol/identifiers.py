@@ -22,6 +22,8 @@ _NAME = re.compile(r"[a-z0-9-]{1,48}")
 _UID = re.compile(r"[0-9a-f]{16}")
 LAST_GENERATION = (1 << 53) - 1
 """Ends a session whatever generation it has reached, and for good: nothing of it is to be kept anywhere."""
+ANY_UID = Uid("0" * 16)
+"""In such an end: whatever session the slot has."""
 
 
 def check_name(kind: str, name: str) -> str:

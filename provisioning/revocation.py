@@ -21,10 +21,21 @@ from cryptography import x509
 
 from broker_config.bridge import bridge_identity
 from broker_config.configuration import BrokerFiles
+from protocol.codec import encode
 from protocol.errors import BrokerError, LinkError
-from protocol.identifiers import SLOTS
+from protocol.identifiers import ANY_UID, LAST_GENERATION, SLOTS
 from protocol.link import Endpoint, Link, LinkEvent, LinkOptions, Published, TlsFiles
-from protocol.topics import COMMAND_RESPONSE, DEVICE_STATUS, MODEL_STATUS, REPORTED, STATE, Role
+from protocol.messages import Window
+from protocol.topics import (
+    COMMAND_RESPONSE,
+    DEVICE_STATUS,
+    MODEL_STATUS,
+    REPORTED,
+    STATE,
+    WINDOW,
+    Channel,
+    Role,
+)
 from provisioning.fleet_directory import OPERATOR, FleetDirectory
 from provisioning.stand_in import stand_in
 
@@ -33,6 +44,7 @@ _REVIVED_S = 3.0
 """A broker that has crashed is back within this time where somebody starts it again."""
 _PROOF_S = 5.0
 _POLL_S = 0.1
+_END = Window(uid=ANY_UID, generation=LAST_GENERATION, round=0, ack=0, base=0, hash="0" * 16, is_close=True)
 
 
 @dataclass(frozen=True)
@@ -123,12 +135,16 @@ def revoke(fleet: FleetDirectory, device_id: str, access: BrokerAccess) -> Revoc
 def clear_retained(fleet: FleetDirectory, device_id: str, access: BrokerAccess, tls: TlsFiles) -> int:
     """Clear what a device can have retained, connected as this device with `tls`; the number of topics.
 
+    Its conversations are ended at the verifiers first, which would write their checkpoints again.
+
     Raises:
         LinkError, BrokerError: the broker cannot be reached, or does not take it.
     """
     answers: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
     topics = tuple(_retained_topics(fleet, device_id))
     with _connected(access.devices(tls), device_id, access.check, answers.put) as link:
+        for topic in _slots(fleet, device_id, WINDOW):
+            link.publish(topic, encode(_END))
         waiting = {link.publish(topic, b"", is_retained=True) for topic in topics}
         deadline_s = time.monotonic() + TIMEOUT_S
         while waiting:
@@ -153,12 +169,16 @@ def prove_others_pass(fleet: FleetDirectory, access: BrokerAccess) -> None:
 
 
 def _retained_topics(fleet: FleetDirectory, device_id: str) -> Iterator[str]:
+    yield from _slots(fleet, device_id, STATE)
+    for channel in (DEVICE_STATUS, REPORTED, COMMAND_RESPONSE, MODEL_STATUS):
+        yield channel.topic(fleet.fleet, d=device_id)
+
+
+def _slots(fleet: FleetDirectory, device_id: str, channel: Channel) -> Iterator[str]:
     backends = (identity.partition(".") for identity in fleet.backend_identities())
     verifiers = [name for role, _, name in backends if role == Role.VERIFIER.value]
     for verifier, slot in itertools.product(verifiers, SLOTS):
-        yield STATE.topic(fleet.fleet, v=verifier, d=device_id, n=slot)
-    for channel in (DEVICE_STATUS, REPORTED, COMMAND_RESPONSE, MODEL_STATUS):
-        yield channel.topic(fleet.fleet, d=device_id)
+        yield channel.topic(fleet.fleet, v=verifier, d=device_id, n=slot)
 
 
 def kick_bridge(fleet: FleetDirectory, site: str, access: BrokerAccess) -> None:

@@ -66,8 +66,17 @@ def remove_sessions(
     known = shelf.sessions_here() if local else shelf.sessions()
     chosen = known if everything else chosen_sessions(known, sessions or ())
     uids = [each.uid for each in chosen]
-    shelf.remove_here(uids) if local else shelf.remove(uids)
+    absent: tuple[str, ...] = ()
+    if local:
+        shelf.remove_here(uids)
+    else:
+        absent = shelf.remove(uids)
     say(f"removed {len(uids)} of {len(known)} conversations")
+    if absent:
+        say(
+            f"not there to be told: verifier {', '.join(absent)}; one only cut off comes back with its"
+            " copy: then remove it again"
+        )
 
 
 def _cells(session: KeptSession) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from protocol.topics import DESIRED, DEVICE_STATUS, STATE
 from provisioning.fleet_directory import FleetDirectory
 from provisioning.revocation import BrokerAccess, revoke
 from tests.e2e.sled import sled, wait_until
+from tests.integration.live_chat import last, serving, wait_for
 from tests.live_fleet import WAIT_S, LiveFleet, Recorder
+from tests.table_device import TableDrafter, table_agent, table_engine
 
 
 @pytest.fixture
@@ -253,3 +255,22 @@ def test_a_foreign_broker_is_told_by_the_reload_command(fleet: LiveFleet, tmp_pa
     done = sled(tmp_path, *command, *foreign, "--reload-command", str(push))
     assert done.exit_code == 0, done.stderr
     assert "revoked" in refused(fleet, "dev-a")
+
+
+def test_its_conversations_are_gone_from_verifiers_too_which_would_write_them_again(
+    fleet: LiveFleet, tmp_path: Path
+) -> None:
+    """With checkpoints at the broker and without."""
+    register(fleet, "dev-a")
+    with serving(fleet, table_engine()) as service:
+        for keep_checkpoint in (True, False):
+            drafter = TableDrafter(table_engine())
+            home = tmp_path / str(keep_checkpoint)
+            home.mkdir()
+            with table_agent(fleet, "dev-a", home, drafter, keep_checkpoint=keep_checkpoint) as agent:
+                agent.wait_ready(WAIT_S)
+                chats = [agent.chat() for _ in range(1 + keep_checkpoint)]
+                assert last(chats[-1].send("a secret")).tokens
+        assert service.n_sessions == 2
+        revoke(fleet.directory, "dev-a", access(fleet))
+        wait_for(lambda: service.n_sessions == 0)

@@ -57,6 +57,7 @@ def test_what_is_kept_is_listed_and_removed_everywhere(
         assert service.n_sessions == 1
         uid = str(row["uid"])
         assert run(["session", "rm", uid[:6], "--home", str(tmp_path)]) == 0
+        assert capsys.readouterr().err == "removed 1 of 1 conversations\n"
         assert listed(capsys, tmp_path) == []
         assert list((tmp_path / "journal").glob("*.journal")) == []
         wait_for(lambda: service.n_sessions == 0)
@@ -67,11 +68,13 @@ def test_a_copy_that_only_the_broker_has_is_listed_and_removed(
 ) -> None:
     with serving(live_fleet, table_engine()):
         talk(live_fleet, tmp_path, "dev-b")
+    capsys.readouterr()
     for file in (tmp_path / "journal").glob("*.journal"):
         file.unlink()
     (row,) = listed(capsys, tmp_path)
     assert (row["is_journalled"], row["verifiers"]) == (False, ["v1"])
     assert run(["session", "rm", "--all", "--home", str(tmp_path)]) == 0
+    assert "not there to be told: verifier v1" in capsys.readouterr().err
     assert listed(capsys, tmp_path) == []
 
 

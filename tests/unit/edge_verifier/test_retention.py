@@ -6,7 +6,7 @@ import pytest
 
 from edge_verifier.checkpoints import expiry_s
 from edge_verifier.engines.table_engine import TableEngine
-from protocol.identifiers import LAST_GENERATION
+from protocol.identifiers import ANY_UID, LAST_GENERATION
 from protocol.messages import Opening, Refusal
 from protocol.sampler import SAMPLER_VERSION
 from tests.unit.edge_verifier.desk import Desk
@@ -95,6 +95,20 @@ def test_of_a_conversation_that_was_removed_not_even_its_beginning_stays(
     desk.ask(device, device.window(is_close=True, generation=generation))
     assert len(desk.table) == 0
     assert desk.table.n_prefix_positions == n_kept
+
+
+def test_a_slot_can_be_ended_without_knowing_its_session(desk: Desk) -> None:
+    """Of a device that is locked out nothing stays, with a checkpoint or without one."""
+    for slot in (2, 3):
+        opened(desk, slot=slot, seed=slot, keep_checkpoint=slot == 2)
+    stranger = ScriptedDevice(desk.engine, slot=2, seed=9)
+    desk.ask(stranger, stranger.window(is_close=True, uid=ANY_UID))
+    assert len(desk.table) == 2, "only in the last generation"
+    for slot in range(8):
+        stranger.slot = slot
+        desk.ask(stranger, stranger.window(is_close=True, uid=ANY_UID, generation=LAST_GENERATION))
+    assert len(desk.table) == 0
+    assert set(desk.checkpoints.values()) == {None}
 
 
 def test_what_was_sent_before_a_farewell_does_not_bring_its_session_back(desk: Desk) -> None:
