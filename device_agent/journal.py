@@ -62,6 +62,10 @@ class _Line(BaseModel):
     order: int | None = None
 
 
+class _HoleError(Exception):
+    """A step begins behind the text that it is to follow."""
+
+
 class SessionJournal:
     """The open journal of one session; appended to by one thread.
 
@@ -83,25 +87,27 @@ class SessionJournal:
         """
         if is_durable and entry.is_bare and entry.generation <= self._reserved:
             is_durable = False
-        generation = entry.generation
-        if is_durable:
-            generation = self._reserved = entry.generation + RESERVED_GENERATIONS
+        generation = entry.generation + (RESERVED_GENERATIONS if is_durable else 0)
         try:
             order = None if entry.answer_start is None else self._next_order()
             self._file.write(_framed(_entry_fields(entry, generation, order)))
             self._file.flush()
             if is_durable:
                 os.fsync(self._file.fileno())
+                self._reserved = generation
         except OSError as error:
             raise _unwritable(self._path, error) from error
 
     def close(self) -> None:
-        """Close the file; it stays on disk."""
-        self._file.close()
+        """Close the file; it stays on disk, without what a full disk has kept out of it."""
+        try:
+            self._file.close()
+        except OSError as error:
+            _logger.warning("%s", _unwritable(self._path, error))
 
     def remove(self) -> None:
         """The session is over: nothing of it stays."""
-        self._file.close()
+        self.close()
         self._path.unlink(missing_ok=True)
 
 
@@ -172,7 +178,7 @@ class JournalDirectory:
         path = self._path(saved.uid)
         try:
             content = path.read_bytes()
-            n_good = sum(len(line) + 1 for line, _ in _lines(content))
+            _, n_good = _parsed(content)
             if n_good > COMPACT_BYTES:
                 return self.create(saved)
             file = _locked(path, path.open("r+b"))
@@ -204,20 +210,33 @@ class JournalDirectory:
 
 def parse(content: bytes) -> Saved | None:
     """The state that a journal's bytes add up to; None when not even a whole first state is in them."""
+    return _parsed(content)[0]
+
+
+def _parsed(content: bytes) -> tuple[Saved | None, int]:
+    """That state, and how many of the bytes it comes from."""
     saved: Saved | None = None
     header: _Header | None = None
-    for _, fields in _lines(content):
+    n_bytes = 0
+    for line, fields in _lines(content):
         try:
             if header is None:
                 header = _Header.model_validate(fields)
-                continue
-            line = dict(_Line.model_validate(fields))
-        except ValidationError:
+            else:
+                saved = _next_state(saved or _empty(header), _Line.model_validate(fields))
+        except (ValidationError, _HoleError):
             break
-        order = line.pop("order")
-        saved = (saved or _empty(header)).after(Entry(**line))
-        saved = saved if order is None else replace(saved, order=order)
-    return saved
+        n_bytes += len(line) + 1
+    return saved, n_bytes
+
+
+def _next_state(saved: Saved, line: _Line) -> Saved:
+    if line.start > len(saved.tokens):
+        raise _HoleError
+    fields = dict(line)
+    order = fields.pop("order")
+    after = saved.after(Entry(**fields))
+    return after if order is None else replace(after, order=order)
 
 
 def _read(path: Path) -> Saved | None:

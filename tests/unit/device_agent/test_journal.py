@@ -102,6 +102,59 @@ def test_the_generation_read_is_never_below_one_in_use_when_the_power_went(
     assert content
 
 
+def full(_descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_generations_are_not_taken_for_reserved_that_never_reached_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full; without that a power cut would have a generation used twice."""
+    synced: list[int] = []
+    journal = JournalDirectory(tmp_path).create(FRESH)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match="No space left"):
+        journal.append(Entry(RESERVED_GENERATIONS + 5, 0, (1,), verifier="v2"), is_durable=True)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    journal.append(Entry(RESERVED_GENERATIONS + 6, 1), is_durable=True)
+    assert len(synced) == 1
+    journal.append(Entry(RESERVED_GENERATIONS + 7, 1), is_durable=True)
+    assert len(synced) == 1, "now it is reserved"
+    journal.close()
+
+
+def test_a_journal_that_a_full_disk_keeps_from_closing_is_closed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = JournalDirectory(tmp_path).create(FRESH)
+    file = journal._file
+
+    class FullFile:
+        def close(self) -> None:
+            file.close()
+            full(0)
+
+    monkeypatch.setattr(journal, "_file", FullFile())
+    journal.close()
+    assert "No space left" in caplog.text
+
+
+def test_a_text_with_a_hole_ends_before_it(tmp_path: Path) -> None:
+    """No fault of the disk may make a text of two ends that do not meet."""
+    journal = JournalDirectory(tmp_path).create(FRESH)
+    for entry in (STEPS[0][0], Entry(2, 40, (7, 8)), Entry(3, 42, (9,))):
+        journal.append(entry, is_durable=True)
+    journal.close()
+    directory = JournalDirectory(tmp_path)
+    (saved,) = directory.load()
+    assert saved.tokens == (1, 2, 3)
+    journal = directory.open(saved)
+    journal.append(Entry(99, 3, (4,)), is_durable=True)
+    journal.close()
+    (again,) = directory.load()
+    assert again.tokens == (1, 2, 3, 4)
+
+
 def test_a_torn_tail_is_cut_before_more_is_appended(tmp_path: Path) -> None:
     path = written(tmp_path)
     os.truncate(path, path.stat().st_size - 5)
