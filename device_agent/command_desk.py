@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from device_agent.duties_memory import MAX_RUNNING_COMMANDS, DutiesMemory, is_final
 from protocol.codec import decode
 from protocol.errors import MessageError
-from protocol.messages import CommandRequest, CommandState
+from protocol.fleet_messages import CommandRequest, CommandState
 
 _logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.messages import DeviceStatus, SessionHealth
+from protocol.fleet_messages import DeviceStatus, SessionHealth
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ from device_agent.identity_watch import Finding, IdentityWatch
 from device_agent.settings import Settings
 from protocol.codec import decode, encode
 from protocol.errors import MessageError
-from protocol.link_types import Subscription, Will
-from protocol.messages import (
+from protocol.fleet_messages import (
     CommandResponse,
     Desired,
     DeviceStatus,
@@ -55,6 +54,7 @@ from protocol.messages import (
     SettingRefusal,
     Telemetry,
 )
+from protocol.link_types import Subscription, Will
 from protocol.topics import COMMAND_REQUEST, COMMAND_RESPONSE, DESIRED, DEVICE_STATUS, REPORTED, TELEMETRY
 
 _logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError
 
-from protocol.messages import CommandState, Counter
+from protocol.fleet_messages import CommandState
+from protocol.messages import Counter
 
 _logger = logging.getLogger(__name__)
 

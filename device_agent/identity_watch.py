@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from protocol.messages import MAX_OTHER_LIVES, DeviceStatus
+from protocol.fleet_messages import MAX_OTHER_LIVES, DeviceStatus
 
 Finding = Literal["nothing", "own_birth", "heard", "stay", "leave"]
 """`own_birth`: ours has come back; `heard`: perhaps another board, which answers when our status names its

@@ -28,7 +28,8 @@ from device_agent.saved import Entry, Saved
 from protocol.atomic_file import SECRET_MODE, write_atomically
 from protocol.errors import ConfigError
 from protocol.identifiers import is_uid
-from protocol.messages import PackedTokens, SamplerSettings
+from protocol.messages import SamplerSettings
+from protocol.packed_tokens import PackedTokens
 
 _logger = logging.getLogger(__name__)
 

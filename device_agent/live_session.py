@@ -27,7 +27,8 @@ from device_agent.session import DeviceSession
 from device_agent.tokenizer import TextStream
 from device_agent.turn_record import TurnRecord, TurnStart
 from protocol.errors import SledError
-from protocol.messages import SamplerSettings, SessionHealth, Window
+from protocol.fleet_messages import SessionHealth
+from protocol.messages import SamplerSettings, Window
 
 _logger = logging.getLogger(__name__)
 

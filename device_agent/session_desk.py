@@ -24,9 +24,10 @@ from device_agent.tokenizer import ChatTokenizer
 from device_agent.turns import SessionOptions
 from protocol.codec import decode_reply, encode
 from protocol.errors import LinkError, MessageError, SessionError, SledError
+from protocol.fleet_messages import SessionHealth
 from protocol.identifiers import SLOTS, new_uid
 from protocol.link import Link, Received
-from protocol.messages import Refusal, SamplerSettings, SessionHealth, Window
+from protocol.messages import Refusal, SamplerSettings, Window
 from protocol.topics import STATE, WINDOW
 
 _logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import ConfigError
-from protocol.messages import MAX_DRAFT, SettingRefusal
+from protocol.fleet_messages import SettingRefusal
+from protocol.messages import MAX_DRAFT
 from protocol.unknown_key import unknown_key
 
 CHANGEABLE_BY_FLEET = frozenset(

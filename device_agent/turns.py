@@ -30,7 +30,8 @@ from device_agent.saved import Entry, Saved
 from device_agent.speculator import Bounds, Speculator
 from device_agent.text import Text
 from protocol.errors import SessionError
-from protocol.messages import MAX_CONTEXT_TOKENS, Opening, SamplerSettings, Window
+from protocol.messages import Opening, SamplerSettings, Window
+from protocol.packed_tokens import MAX_CONTEXT_TOKENS
 from protocol.sampler import SAMPLER_VERSION
 
 BACKOFF_S = 0.25

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from edge_verifier.engine import EngineInfo
 from edge_verifier.session import Session
 from protocol.chain import origin
-from protocol.messages import MAX_CONTEXT_TOKENS, Opening, Refusal, RefusalReason, Window
+from protocol.messages import Opening, Refusal, RefusalReason, Window
+from protocol.packed_tokens import MAX_CONTEXT_TOKENS
 from protocol.sampler import SAMPLER_VERSION
 
 MAX_UNACKNOWLEDGED = 1024

@@ -15,9 +15,9 @@ from typing import Self
 
 from protocol.codec import decode
 from protocol.errors import MessageError
+from protocol.fleet_messages import DeviceStatus
 from protocol.inbox import Inbox
 from protocol.link import Endpoint, LinkOptions, Received, Subscription
-from protocol.messages import DeviceStatus
 from protocol.topics import DEVICE_STATUS, Role
 
 _logger = logging.getLogger(__name__)

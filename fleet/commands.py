@@ -9,7 +9,7 @@ from typing import Any
 
 from protocol.codec import decode
 from protocol.errors import MessageError
-from protocol.messages import CommandRequest, CommandResponse, CommandState
+from protocol.fleet_messages import CommandRequest, CommandResponse, CommandState
 
 _OPEN = ("accepted", "running")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import JsonValue, ValidationError
 
 from protocol.errors import ConfigError
-from protocol.messages import Desired, Reported, SettingRefusal
+from protocol.fleet_messages import Desired, Reported, SettingRefusal
 
 Outcome = Literal["applied", "partly_refused", "refused", "pending", "superseded"]
 """`pending`: the device has not answered yet and will when it is back; `superseded`: somebody else's newer

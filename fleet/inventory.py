@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from protocol.codec import decode
 from protocol.errors import MessageError
-from protocol.messages import Desired, DeviceStatus, Message, Reported
+from protocol.fleet_messages import Desired, DeviceStatus, Reported
+from protocol.messages import Message
 from protocol.topics import DESIRED, DEVICE_STATUS, REPORTED, Channel
 
 _logger = logging.getLogger(__name__)

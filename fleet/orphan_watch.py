@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from protocol.codec import decode
 from protocol.errors import MessageError
-from protocol.messages import CommandRequest
+from protocol.fleet_messages import CommandRequest
 from protocol.topics import COMMAND_REQUEST, DESIRED
 
 GRACE_S = 60.0

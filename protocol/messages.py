@@ -1,5 +1,6 @@
-"""The messages of every topic, as frozen pydantic models.
+"""The messages between devices and verifiers, and the base of all messages, as frozen pydantic models.
 
+The others are in `protocol.fleet_messages`, `protocol.enrolment_messages` and `protocol.model_messages`.
 The session messages travel once per round over a radio, so their fields have one-letter names on the wire
 (the alias of each field); everything else uses the field's own name. Unknown fields are ignored, so that a
 newer peer can add some; a wrong type, range or version is refused before any work is done for it.
@@ -7,26 +8,17 @@ newer peer can add some; a wrong type, range or version is refused before any wo
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, Strict
-from pydantic.functional_validators import BeforeValidator
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from protocol import PROTOCOL_VERSION
+from protocol.packed_tokens import PackedTokens, TokenId
 
 MAX_DRAFT = 32
 """Tokens in one window: bounds the rows that one message can ask for in a step."""
-MAX_CONTEXT_TOKENS = 12_000
-"""Context tokens in one message: four characters each, within `MAX_PAYLOAD_BYTES`."""
 MAX_PAYLOAD_BYTES = 61_440
 """Below the broker's packet limit of 64 KiB, so that an oversized message is refused, not the connection."""
-MAX_TOKEN_ID = (1 << 24) - 1
-MAX_OTHER_LIVES = 64
-"""Of other boards with one's own identity: more than come to be copies of one card."""
 
 Finished = Literal["stop", "limit", "context"]
 RefusalReason = Literal[
@@ -50,44 +42,7 @@ RefusalReason = Literal[
 Uid = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Counter = Annotated[int, Field(ge=0, lt=1 << 53)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenList = Annotated[tuple[TokenId, ...], Strict(strict=False)]
-
-
-def pack_tokens(tokens: Sequence[int]) -> str:
-    """Token ids as base64 of three little-endian bytes each: exactly four characters a token."""
-    words = np.asarray(tokens, dtype="<u4").view(np.uint8).reshape(-1, 4)
-    return base64.b64encode(words[:, :3].tobytes()).decode("ascii")
-
-
-def unpack_tokens(text: str) -> tuple[int, ...]:
-    """The inverse of `pack_tokens`.
-
-    Raises:
-        ValueError: `text` is not base64 of a whole number of tokens.
-    """
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"packed tokens are not base64: {error}") from error
-    if len(raw) % 3:
-        raise ValueError(f"packed tokens have {len(raw)} bytes, not a multiple of 3")
-    words = np.zeros((len(raw) // 3, 4), dtype=np.uint8)
-    words[:, :3] = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 3)
-    return tuple(int(token) for token in words.view("<u4")[:, 0])
-
-
-def _unpacked(value: object) -> object:
-    return unpack_tokens(value) if isinstance(value, str) else value
-
-
-PackedTokens = Annotated[
-    tuple[TokenId, ...],
-    Strict(strict=False),
-    Field(max_length=MAX_CONTEXT_TOKENS),
-    BeforeValidator(_unpacked),
-    PlainSerializer(pack_tokens, return_type=str),
-]
 
 
 class Message(BaseModel):
@@ -251,20 +206,6 @@ class VerifierDesired(Message):
     is_draining: bool
 
 
-class SessionHealth(BaseModel):
-    """One session as its device sees it; totals since it was opened."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    slot: int = Field(ge=0, le=7)
-    verifier: str = Field(max_length=48)
-    n_tokens: Counter = 0
-    n_rounds: Counter = 0
-    n_drafted: Counter = 0
-    n_accepted: Counter = 0
-    is_active: bool = False
-
-
 class Complaint(Message):
     """Verifier to fleet: a device sends far more than it may, and goes on; repeated while it does.
 
@@ -296,130 +237,6 @@ class Quota(Message):
     tokens_minute: Limit = None
     tokens_day: Limit = None
     bytes_day: Limit = None
-
-
-class DeviceStatus(Message):
-    """Retained presence of a device; not online in its farewell, and in its last will, which is also lost.
-
-    Attributes:
-        is_lost: only in the last will: the broker says so, the device could not.
-        problem: why the device stopped by itself, or what it has noticed, such as a cloned identity.
-        yields_to: incarnation of the other board of this identity, when the device stopped because of it.
-        others: incarnations of other boards with this identity that the device has heard of; to a board that
-            finds its own there, this one is no leftover.
-        boot_id, serial: tell a reboot, and two boards with one identity, apart.
-        model_hash: sha256 of the draft model file, first 16 hex digits.
-    """
-
-    is_online: bool
-    is_lost: bool = False
-    incarnation: str = Field(max_length=64)
-    problem: str = Field(default="", max_length=300)
-    yields_to: str = Field(default="", max_length=64)
-    others: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Strict(strict=False)] = Field(
-        default=(), max_length=MAX_OTHER_LIVES
-    )
-    boot_id: str = Field(default="", max_length=64)
-    serial: str = Field(default="", max_length=64)
-    agent_version: str = Field(default="", max_length=40)
-    model: str = Field(default="", max_length=200)
-    model_hash: str = Field(default="", max_length=64)
-    vocabulary: str = Field(default="", max_length=16)
-    sessions: Annotated[tuple[SessionHealth, ...], Strict(strict=False)] = Field(default=(), max_length=8)
-
-
-class Desired(Message):
-    """Configuration that the fleet wants; higher `revision` wins."""
-
-    revision: Counter
-    config: dict[str, JsonValue] = Field(max_length=64)
-
-
-class SettingRefusal(BaseModel):
-    """One setting that a device did not take, and why."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    key: str = Field(max_length=64)
-    reason: str = Field(max_length=300)
-
-
-class Reported(Message):
-    """Configuration in force on a device, the desired revision it answers, and what was refused."""
-
-    revision: Counter
-    config: dict[str, JsonValue] = Field(max_length=64)
-    refusals: Annotated[tuple[SettingRefusal, ...], Strict(strict=False)] = ()
-
-
-class CommandRequest(Message):
-    """A command to one device; retained until final, executed at most once per id."""
-
-    id: str = Field(pattern=r"^[a-z0-9-]{1,48}$")
-    name: str = Field(max_length=40)
-    arguments: dict[str, JsonValue] = Field(default_factory=dict, max_length=32)
-    deadline_s: float = Field(default=30.0, gt=0.0, le=86_400.0)
-
-
-class CommandState(BaseModel):
-    """How far one command has come."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    id: str = Field(pattern=r"^[a-z0-9-]{1,48}$")
-    state: Literal["accepted", "running", "succeeded", "failed", "rejected", "timed_out"]
-    progress: float = Field(default=0.0, ge=0.0, le=1.0)
-    reason: str = Field(default="", max_length=300)
-    result: dict[str, JsonValue] = Field(default_factory=dict)
-
-
-class CommandResponse(Message):
-    """Retained: the state of all open commands of a device, one document."""
-
-    commands: Annotated[tuple[CommandState, ...], Strict(strict=False)] = Field(max_length=32)
-
-
-class Telemetry(Message):
-    """Rates of a device, QoS 0, at most one every few seconds, and none when idle."""
-
-    incarnation: str = Field(max_length=64)
-    tokens_per_s: float = Field(ge=0.0)
-    acceptance: float = Field(ge=0.0, le=1.0)
-    round_ms: float = Field(ge=0.0)
-    draft_tokens_per_s: float = Field(ge=0.0)
-
-
-class EnrollRequest(Message):
-    """A newcomer's wish for an identity, repeated until it is answered.
-
-    Attributes:
-        request: signing request (DER) in base64; only its key is used.
-        name: device id that the newcomer would like; empty leaves it to the fleet.
-        model: name of its draft model.
-    """
-
-    request: str = Field(min_length=1, max_length=4_000)
-    name: str = Field(default="", max_length=48)
-    model: str = Field(default="", max_length=200)
-
-
-class EnrollResponse(Message):
-    """Provisioning to a newcomer: its identity, or why there is none. The same request gets the same answer.
-
-    Attributes:
-        refusal: empty when it was granted; else `unknown`, `expired`, `used`, `withdrawn`, `name_taken` or
-            `bad_request`. Trying again can help with a name only.
-        certificate: DER in base64, over the key of the request.
-        device_port: of the listener for devices, on the host that the newcomer has reached.
-        settings: for the device's configuration.
-    """
-
-    refusal: Literal["", "unknown", "expired", "used", "withdrawn", "name_taken", "bad_request"] = ""
-    detail: str = Field(default="", max_length=300)
-    device: str = Field(default="", pattern=r"^[a-z0-9-]{0,48}$")
-    certificate: str = Field(default="", max_length=4_000)
-    device_port: int = Field(default=0, ge=0, le=65_535)
-    settings: dict[str, str | bool | int | float] = Field(default_factory=dict, max_length=64)
 
 
 Reply = Verdict | Refusal

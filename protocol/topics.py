@@ -14,19 +14,20 @@ from functools import cached_property
 from typing import Literal
 
 from protocol import PROTOCOL_VERSION
-from protocol.messages import (
-    Checkpoint,
+from protocol.enrolment_messages import EnrollRequest, EnrollResponse
+from protocol.fleet_messages import (
     CommandRequest,
     CommandResponse,
-    Complaint,
     Desired,
     DeviceStatus,
-    EnrollRequest,
-    EnrollResponse,
-    Message,
-    Quota,
     Reported,
     Telemetry,
+)
+from protocol.messages import (
+    Checkpoint,
+    Complaint,
+    Message,
+    Quota,
     Verdict,
     VerifierDesired,
     VerifierStatus,

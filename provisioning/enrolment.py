@@ -23,10 +23,10 @@ from pydantic import ValidationError
 
 from protocol.atomic_file import SECRET_MODE, locked, sync_directory, write_atomically
 from protocol.codec import decode, encode
+from protocol.enrolment_messages import EnrollRequest, EnrollResponse
 from protocol.errors import LinkError, MessageError, ProvisioningError
 from protocol.link import Endpoint, Link, LinkEvent, LinkOptions, Published, Received, Subscription, TlsFiles
 from protocol.link_tls import check_certificate
-from protocol.messages import EnrollRequest, EnrollResponse
 from protocol.topics import CLAIM_MOUNT, ENROLL_REQUEST, ENROLL_RESPONSE
 from provisioning import bundle_manifest as names
 from provisioning.bundle import ModelFiles

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from protocol.codec import decode, encode
+from protocol.enrolment_messages import EnrollRequest, EnrollResponse
 from protocol.errors import MessageError, ProvisioningError
 from protocol.inbox import Inbox
 from protocol.link import Endpoint, LinkOptions, Received, Subscription
-from protocol.messages import EnrollRequest, EnrollResponse
 from protocol.topics import CLAIM_MOUNT, ENROLL_REQUEST, ENROLL_RESPONSE, Role
 from provisioning.claim_book import ClaimBook, ClaimRefusedError
 from provisioning.fleet_directory import FleetDirectory

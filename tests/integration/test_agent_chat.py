@@ -16,8 +16,8 @@ from device_agent.chat_events import Failed, Finished, TextDelta
 from fleet.operator import Operator
 from protocol.codec import decode
 from protocol.errors import LinkError, SessionError, VocabularyMismatchError
+from protocol.fleet_messages import Telemetry
 from protocol.link import Received, Subscription
-from protocol.messages import Telemetry
 from protocol.topics import TELEMETRY
 from tests.integration.live_chat import alone, last, serving, wait_for
 from tests.live_fleet import WAIT_S, LiveFleet, Recorder

@@ -24,10 +24,10 @@ from cryptography.x509.oid import NameOID
 
 from broker_config.party import Party
 from protocol.codec import decode, encode
+from protocol.enrolment_messages import EnrollRequest, EnrollResponse
 from protocol.errors import LinkError
 from protocol.link import Endpoint, Published, Received, Subscription, TlsFiles
 from protocol.link_tls import check_certificate
-from protocol.messages import EnrollRequest, EnrollResponse
 from protocol.topics import CLAIM_MOUNT, DESIRED, DEVICE_STATUS, ENROLL_REQUEST, REPORTED, WINDOW
 from provisioning.claim_book import ClaimTerms, make_claim
 from provisioning.enrolment_service import EnrolmentDesk

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from protocol.codec import encode
+from protocol.fleet_messages import DeviceStatus
 from protocol.link import Link, LinkOptions, Published
-from protocol.messages import DeviceStatus
 from protocol.topics import DEVICE_STATUS
 from tests.e2e.sled import wait_until
 from tests.integration.fleet_device import FleetDevice

@@ -21,9 +21,9 @@ from cryptography import x509
 
 from device_agent.config import DeviceConfig
 from protocol.codec import decode
+from protocol.enrolment_messages import EnrollResponse
 from protocol.errors import LinkError, ProvisioningError
 from protocol.link import Endpoint, Link, LinkOptions, Published, Received, Subscription, TlsFiles
-from protocol.messages import EnrollResponse
 from protocol.topics import CLAIM_MOUNT, ENROLL_REQUEST, ENROLL_RESPONSE
 from provisioning.bundle import ModelFiles
 from provisioning.claim_book import ClaimBook, ClaimTerms, make_claim

@@ -15,8 +15,8 @@ from cli.broker_access import access_to
 from cli.broker_address import BrokerAddress
 from cli.operator_service import OperatorService
 from protocol.codec import encode
+from protocol.fleet_messages import CommandRequest
 from protocol.link import Received, Subscription
-from protocol.messages import CommandRequest
 from protocol.topics import COMMAND_REQUEST
 from provisioning.fleet_directory import FleetDirectory
 from provisioning.revocation import BrokerAccess

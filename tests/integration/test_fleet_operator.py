@@ -16,8 +16,8 @@ from fleet.inventory import DeviceRow
 from fleet.operator import Operator
 from protocol.codec import encode
 from protocol.errors import ConfigError, LinkError, SessionError
+from protocol.fleet_messages import Desired, SessionHealth
 from protocol.link import Published, Received, Subscription
-from protocol.messages import Desired, SessionHealth
 from protocol.topics import COMMAND_REQUEST, DESIRED
 from tests.integration.fleet_device import FleetDevice
 from tests.live_fleet import LiveFleet, Recorder

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from protocol.codec import decode, encode
+from protocol.fleet_messages import DeviceStatus
 from protocol.link import Published, Received, Subscription
-from protocol.messages import DeviceStatus
 from protocol.topics import DEVICE_STATUS
 from tests.integration.live_chat import alone, last, serving, wait_for
 from tests.live_fleet import WAIT_S, LiveFleet, Recorder

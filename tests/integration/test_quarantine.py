@@ -21,8 +21,9 @@ from fleet.quarantine_watch import QuarantineWatch
 from fleet.quotas import publish_quotas
 from protocol.codec import decode, encode
 from protocol.errors import LinkError, ProvisioningError
+from protocol.fleet_messages import DeviceStatus
 from protocol.link import Connected, Disconnected, Link, Published, Received, Subscription, Will
-from protocol.messages import Complaint, DeviceStatus, Quota
+from protocol.messages import Complaint, Quota
 from protocol.topics import COMPLAINT, DEVICE_STATUS, QUOTA
 from provisioning.quarantine import QuarantineBook, lift, lift_ended, quarantine
 from provisioning.quota_book import QuotaBook

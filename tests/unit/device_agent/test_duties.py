@@ -31,8 +31,7 @@ from device_agent.fleet_actions import (
 )
 from device_agent.settings import Settings
 from protocol.codec import decode, encode
-from protocol.messages import (
-    MAX_PAYLOAD_BYTES,
+from protocol.fleet_messages import (
     CommandRequest,
     CommandResponse,
     CommandState,
@@ -42,6 +41,7 @@ from protocol.messages import (
     SessionHealth,
     Telemetry,
 )
+from protocol.messages import MAX_PAYLOAD_BYTES
 
 ROOT = "sled/1/home/device/pi-1"
 FACTS = DeviceFacts("home", "pi-1", "life-2", boot_id="b", serial="s-own", agent_version="1", model="tiny")

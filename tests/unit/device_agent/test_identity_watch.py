@@ -13,7 +13,7 @@ from device_agent.fleet_actions import Action, Halt, Retain, Subscribe, Unsubscr
 from device_agent.identity_watch import Finding, IdentityWatch
 from device_agent.settings import Settings
 from protocol.codec import decode, encode
-from protocol.messages import MAX_OTHER_LIVES, DeviceStatus
+from protocol.fleet_messages import MAX_OTHER_LIVES, DeviceStatus
 
 TOPIC = "sled/1/home/device/pi-1/status"
 

@@ -13,7 +13,8 @@ from device_agent.session import DeviceSession
 from device_agent.turns import MAX_BACKOFF_S, SessionOptions
 from protocol.codec import encode
 from protocol.errors import SessionError
-from protocol.messages import MAX_CONTEXT_TOKENS, Refusal, RefusalReason, SamplerSettings, Verdict
+from protocol.messages import Refusal, RefusalReason, SamplerSettings, Verdict
+from protocol.packed_tokens import MAX_CONTEXT_TOKENS
 from tests.session_simulation import (
     CONTEXT,
     TARGET,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fleet.clone_watch import FORGET_S, REMEMBERED, YieldedLives
 from protocol.codec import encode
-from protocol.messages import DeviceStatus
+from protocol.fleet_messages import DeviceStatus
 from protocol.topics import DEVICE_STATUS
 
 

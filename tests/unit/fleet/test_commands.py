@@ -6,7 +6,7 @@ import pytest
 
 from fleet.commands import PendingCommand
 from protocol.codec import encode
-from protocol.messages import CommandResponse, CommandState
+from protocol.fleet_messages import CommandResponse, CommandState
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from fleet.desired import ConfigChange, ConfigOutcome
 from protocol.errors import ConfigError
-from protocol.messages import Desired, Reported, SettingRefusal
+from protocol.fleet_messages import Desired, Reported, SettingRefusal
 
 
 def judged(

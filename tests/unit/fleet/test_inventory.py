@@ -6,7 +6,7 @@ import pytest
 
 from fleet.inventory import Inventory
 from protocol.codec import encode
-from protocol.messages import Desired, DeviceStatus, Reported, SessionHealth
+from protocol.fleet_messages import Desired, DeviceStatus, Reported, SessionHealth
 
 ROOT = "sled/1/home/device"
 

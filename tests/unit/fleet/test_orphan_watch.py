@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fleet.orphan_watch import GRACE_S, OrphanWatch
 from protocol.codec import encode
-from protocol.messages import CommandRequest, Desired
+from protocol.fleet_messages import CommandRequest, Desired
 from protocol.topics import COMMAND_REQUEST, DESIRED
 
 REQUEST = COMMAND_REQUEST.topic("f", d="pi-1", id="c1")

@@ -9,30 +9,30 @@ from hypothesis import strategies as st
 
 from protocol.codec import decode, decode_reply, encode
 from protocol.errors import MessageError
-from protocol.messages import (
-    MAX_CONTEXT_TOKENS,
-    MAX_DRAFT,
-    MAX_PAYLOAD_BYTES,
-    Checkpoint,
+from protocol.fleet_messages import (
     CommandRequest,
     CommandResponse,
     CommandState,
     Desired,
     DeviceStatus,
-    Message,
-    Opening,
-    Refusal,
     Reported,
-    SamplerSettings,
     SessionHealth,
     SettingRefusal,
     Telemetry,
+)
+from protocol.messages import (
+    MAX_DRAFT,
+    MAX_PAYLOAD_BYTES,
+    Checkpoint,
+    Message,
+    Opening,
+    Refusal,
+    SamplerSettings,
     Verdict,
     VerifierStatus,
     Window,
-    pack_tokens,
-    unpack_tokens,
 )
+from protocol.packed_tokens import MAX_CONTEXT_TOKENS, pack_tokens, unpack_tokens
 
 UID = "00112233445566aa"
 OPENING = Opening(settings=SamplerSettings(temperature=0.8, seed=2**64 - 1), target=UID, sampler_version=1)
