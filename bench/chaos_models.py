@@ -21,6 +21,8 @@ Pair = Literal["bundled", "table"]
 PAIRS: tuple[Pair, ...] = ("bundled", "table")
 TABLE_CONTEXT = 512
 MAX_SESSIONS = 64
+KV_BYTES = 64 << 20
+"""Some 10,000 tokens of the bundled target in fp32: a budget that is stated is taken at the start."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def new_engine(pair: Pair, n_threads: int | None, pace: TablePace) -> Engine:
         from provisioning.catalogue import bundled_pair
 
         target = bundled_pair().target
-        return load_engine(target, dtype="float32", n_threads=n_threads, max_sessions=MAX_SESSIONS)
+        return load_engine(
+            target, dtype="float32", n_threads=n_threads, max_sessions=MAX_SESSIONS, kv_bytes=KV_BYTES
+        )
     from tests.integration.live_device import PacedEngine
     from tests.table_device import PIECES, STOP_ID
 

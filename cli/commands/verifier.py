@@ -52,7 +52,13 @@ def run(
     max_context: Annotated[
         int | None, typer.Option(min=16, help="Tokens per session. [default: the target's own]")
     ] = None,
-    kv_mib: Annotated[int, typer.Option(min=1, help="Memory for all KV caches, in MiB.")] = 2048,
+    kv_mib: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Memory for all KV caches, in MiB, taken at the start. [default: 2048, taken as needed]",
+        ),
+    ] = None,
     broker: Annotated[str | None, typer.Option(help="HOST[:PORT] of the backend listener.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     log_steps: Annotated[
@@ -79,7 +85,9 @@ def run(
         "dtype": dtype or "auto",
         "device": device,
         "n_threads": threads,
-        "kv_bytes": kv_mib << 20,
+        "max_sessions": max_sessions,
+        "max_context": max_context,
+        "kv_bytes": None if kv_mib is None else kv_mib << 20,
     }
     group = ranks.join(path, device)
     if group is not None and not group.is_leader:
@@ -92,7 +100,7 @@ def run(
     endpoint = BrokerAddress.of(fleet, broker).backend_endpoint(tls)
     say(f"loading target {path}")
     with ranks.loading(group):
-        engine = load_engine(path, max_sessions=max_sessions, max_context=max_context, group=group, **loading)
+        engine = load_engine(path, group=group, **loading)
     with ranks.leading(group) as check:
         try:
             usage_file = directory.path / "verifiers" / name / "usage.json"

@@ -44,7 +44,7 @@ def load_engine(
     n_threads: int | None = None,
     max_sessions: int = 64,
     max_context: int | None = None,
-    kv_bytes: int = 2 << 30,
+    kv_bytes: int | None = None,
     group: RankGroup | None = None,
 ) -> Engine:
     """Load a target model; takes seconds, and memory for the weights.
@@ -57,7 +57,8 @@ def load_engine(
         n_threads: of the model; None for one per core.
         max_sessions: sessions that can be open at once.
         max_context: positions per session, if less than the model's own.
-        kv_bytes: memory for all KV caches together; with a group, of each of its processes.
+        kv_bytes: memory for all KV caches together, taken at once; with a group, of each of its processes.
+            None for 2 GiB, which transformers takes on the CPU as they are used.
         group: processes that hold the target together, from `join_group`; this one leads.
 
     Raises:

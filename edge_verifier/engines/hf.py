@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_verifier.engine import EngineInfo, Row, StepResult
-from edge_verifier.engines.hf_cache import BLOCK, KvMemory
+from edge_verifier.engines.hf_arena import BLOCK
 from edge_verifier.engines.hf_loading import LoadedModel, load_model
 from edge_verifier.engines.hf_lockstep import LeadingWorker
 from edge_verifier.engines.hf_runner import StepRunner, prepare
@@ -38,11 +38,12 @@ class TransformersEngine:
         n_threads: of torch, for the whole process; None leaves torch's choice.
         max_sessions: sessions that can be open at once.
         max_context: positions per session, if less than the model's own.
-        kv_bytes: memory for all KV caches together; with a group, of each of its processes.
+        kv_bytes: memory for all KV caches together, taken at once; with a group, of each of its processes.
+            None for a default that is taken as it is used.
         group: processes that hold the target together; this one leads, the others `hf_follower.follow` it.
 
     Raises:
-        ModelError: the target cannot be found, read, or served right.
+        ModelError: the target cannot be found, read, or served right, or there is not enough memory.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class TransformersEngine:
         n_threads: int | None = None,
         max_sessions: int = 64,
         max_context: int | None = None,
-        kv_bytes: int = 2 << 30,
+        kv_bytes: int | None = None,
         group: RankGroup | None = None,
     ) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -64,20 +65,27 @@ class TransformersEngine:
         try:
             loaded = self._thread.submit(load).result()
             self._runner = self._thread.submit(StepRunner, loaded).result()
-            n_blocks = self._thread.submit(prepare, self._runner, loaded, n_threads, kv_bytes).result()
+            prepared = partial(
+                prepare,
+                n_threads=n_threads,
+                max_sessions=max_sessions,
+                max_context=max_context,
+                kv_bytes=kv_bytes,
+            )
+            memory = self._thread.submit(prepared, self._runner, loaded).result()
         except BaseException:
             self._thread.shutdown()
             raise
         context = min(loaded.max_context, max_context or loaded.max_context)
         limits = Limits(
             vocab_size=loaded.vocab_size,
-            max_context=min(context, n_blocks * BLOCK),
+            max_context=min(context, memory.n_blocks * BLOCK),
             max_sessions=max_sessions,
-            max_positions=n_blocks * BLOCK,
+            max_positions=memory.n_blocks * BLOCK,
             block=BLOCK,
         )
         self._ledger = Ledger(limits)
-        worker = LocalWorker(self._runner, KvMemory(n_blocks))
+        worker = LocalWorker(self._runner, memory)
         self._worker: Worker = worker if group is None else LeadingWorker(worker, group)
         self._is_shut_down = False
         self._info = _info(loaded, limits, is_exact=self._runner.is_exact and not _has_experts(loaded))

@@ -20,21 +20,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edge_verifier.engines.hf_cache import SessionCache, Views
+from edge_verifier.engines.hf_arena import Views
+from edge_verifier.engines.hf_cache import KvCache
 from protocol.errors import ModelError
 
 NAME = "sled_ragged"
 TILE = 8
 """Queries of one tile in exact mode."""
 KEYS_MULTIPLE = 64
-"""In exact mode the number of keys is rounded up to this; it divides `hf_cache.BLOCK`."""
+"""In exact mode the number of keys is rounded up to this; it divides `hf_arena.BLOCK`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """A session's rows in the flattened input: `n` rows from `row` on are positions from `start` on."""
 
-    cache: SessionCache
+    cache: KvCache
     row: int
     start: int
     n: int
@@ -50,7 +51,7 @@ class Tiles:
         n_keys: number of keys that each tile sees before masking.
     """
 
-    cache: SessionCache
+    cache: KvCache
     slot: int
     start: int
     n: int
@@ -205,7 +206,7 @@ def ragged_attention(
     return out[None], None
 
 
-def _runs(cache: SessionCache, slot: int, first: int, end: int) -> list[Tiles]:
+def _runs(cache: KvCache, slot: int, first: int, end: int) -> list[Tiles]:
     """Tiles `first` to `end`, those that see equally many keys together."""
     runs = []
     per_run = KEYS_MULTIPLE // TILE

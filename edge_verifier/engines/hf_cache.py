@@ -1,74 +1,28 @@
-"""Keys and values of one session, layer by layer, in memory that grows by whole blocks."""
+"""Keys and values of an engine's sessions: each has one piece of the arena, which grows by whole blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from weakref import WeakSet
+from typing import Protocol
 
 from torch import Tensor
 
-BLOCK = 128
-"""Positions by which a session's memory grows; a multiple of every length that attention rounds up to."""
-
-Views = Sequence[Tensor]
-"""One tensor [1, kv_heads, n, head_size] for each layer."""
+from edge_verifier.engine import CapacityError
+from edge_verifier.engines.extents import Extents
+from edge_verifier.engines.hf_arena import BLOCK, KvArena, LayerShape, Views
 
 
-class KvMemory:
-    """The blocks that all sessions of an engine take.
-
-    A session that is rolled back over the border of a block keeps that block, since it will soon need it
-    again, unless others need the memory: then all spare blocks are given back.
-
-    Attributes:
-        max_blocks: beyond it spare blocks are given back; None keeps them always.
-    """
-
-    def __init__(self, max_blocks: int | None = None) -> None:
-        self.max_blocks = max_blocks
-        self._caches: WeakSet[SessionCache] = WeakSet()
-
-    def make_room(self, cache: SessionCache, n_blocks: int) -> None:
-        """Give back spare blocks if there is no room for `n_blocks` more of `cache`, counted from now on."""
-        self._caches.add(cache)
-        if self.max_blocks is None:
-            return
-        taken = sum(each.n_blocks for each in self._caches)
-        if taken + n_blocks > self.max_blocks:
-            for other in self._caches:
-                other.give_back()
-
-
-class SessionCache:
-    """The KV cache of one session. Head counts and sizes are taken from the tensors that arrive.
-
-    Memory starts as zeros and is never anything but finite, because attention reads past the last position
-    and weighs what it finds there with 0. Layers of equal shape, which is all of them in most models, lie in
-    one tensor, so that a step gets its views of all layers at once.
+class KvCache(Protocol):
+    """What a step needs of a session.
 
     Attributes:
         length: positions that hold the session's tokens; the owner moves it.
-        n_blocks: blocks that its memory takes.
     """
 
-    def __init__(self, memory: KvMemory | None = None) -> None:
-        self.length = 0
-        self.n_blocks = 0
-        self._reserved = 0
-        self._memory = memory or KvMemory()
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
-        self._stacks: tuple[Tensor, Tensor] | None = None
-        self._is_uneven = False
+    length: int
 
     def reserve(self, length: int) -> None:
-        """Make room for `length` positions in all layers that there are."""
-        self._reserved = length
-        if blocks(length) > self.n_blocks:
-            self._memory.make_room(self, blocks(length) - self.n_blocks)
-            self._resize(blocks(length))
-        elif self._keys and self._stacks is None and not self._is_uneven:
-            self._resize(self.n_blocks)
+        """Make room for `length` positions; views made before, of any session, are void."""
+        ...
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Store positions from `start` on; room for them must have been reserved.
@@ -76,29 +30,109 @@ class SessionCache:
         Args:
             keys: [kv_heads, n, head_size]; `values` alike, with a head size of its own.
         """
-        end = start + keys.shape[1]
-        if layer not in self._keys:
-            self._stacks = None
-            self._keys[layer] = _zeros(keys, self.n_blocks)
-            self._values[layer] = _zeros(values, self.n_blocks)
-        self._keys[layer][0, :, start:end] = keys
-        self._values[layer][0, :, start:end] = values
+        ...
 
     def read(self, layer: int, n_positions: int) -> tuple[Tensor, Tensor]:
-        """Views [1, kv_heads, n_positions, head_size] of a layer; zeros after what was written."""
-        return self._keys[layer][:, :, :n_positions], self._values[layer][:, :, :n_positions]
+        """Views [1, kv_heads, n_positions, head_size] of a layer; finite after what was written."""
+        ...
 
     def views(self, start: int, end: int) -> tuple[Views, Views] | None:
-        """Keys and values of positions `start` to `end` of layers 0, 1, ...; None while they lie apart."""
-        if self._stacks is None:
-            return None
-        keys, values = self._stacks
-        return keys[:, :, :, start:end].unbind(0), values[:, :, :, start:end].unbind(0)
+        """Keys and values of positions `start` to `end` of layers 0, 1, ...; None: use `write` and `read`."""
+        ...
 
-    def position_bytes(self) -> int:
-        """Memory that one position takes over all layers."""
-        parts = [*self._keys.values(), *self._values.values()]
-        return sum(part.shape[1] * part.shape[3] * part.element_size() for part in parts)
+
+class KvMemory:
+    """The blocks of an arena, which all sessions of an engine share.
+
+    A session that is rolled back over the border of a block keeps that block, since it will soon need it
+    again, unless others need the memory: then all spare blocks are given back. Sessions that need no more
+    blocks together than there are always get them, and what they hold may be moved for it.
+    """
+
+    def __init__(self, arena: KvArena) -> None:
+        self.arena = arena
+        self._extents = Extents(arena.n_blocks)
+        self._caches: dict[SessionCache, None] = {}
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks that there are."""
+        return self.arena.n_blocks
+
+    def blocks_of(self, cache: SessionCache) -> range:
+        """The blocks of a session, in the order of its positions."""
+        return self._extents.of(cache)
+
+    def resize(self, cache: SessionCache, n_blocks: int) -> None:
+        """Let a session have `n_blocks` blocks; new ones are zeros.
+
+        Raises:
+            CapacityError: other sessions need what is missing.
+        """
+        n_held = len(self._extents.of(cache))
+        n_more = n_blocks - n_held
+        if n_more > self._extents.n_free:
+            for other in [*self._caches]:
+                other.give_back()
+        try:
+            moves = self._extents.resize(cache, n_blocks)
+        except ValueError as error:
+            raise CapacityError(f"KV memory: {error}", hint="close or truncate a session") from error
+        for move in moves:
+            self.arena.move(move.start * BLOCK, move.to * BLOCK, move.n * BLOCK)
+        if n_blocks:
+            self._caches[cache] = None
+        else:
+            self._caches.pop(cache, None)
+        if n_more > 0:
+            end = self._extents.of(cache).stop
+            self.arena.clear((end - n_more) * BLOCK, end * BLOCK)
+
+
+class SessionCache:
+    """The KV cache of one session; see `KvCache`.
+
+    Its memory is never anything but finite, because attention reads past the last position and weighs what
+    it finds there with 0.
+    """
+
+    def __init__(self, memory: KvMemory) -> None:
+        self.length = 0
+        self._reserved = 0
+        self._memory = memory
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks that it has."""
+        return len(self._memory.blocks_of(self))
+
+    def reserve(self, length: int) -> None:
+        """See `KvCache.reserve`.
+
+        Raises:
+            CapacityError: as `KvMemory.resize`.
+        """
+        self._reserved = length
+        if blocks(length) > self.n_blocks:
+            self._memory.resize(self, blocks(length))
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """See `KvCache.write`."""
+        first = self._first + start
+        kept_keys, kept_values = self._memory.arena.layer(layer)
+        kept_keys[0, :, first : first + keys.shape[1]] = keys
+        kept_values[0, :, first : first + keys.shape[1]] = values
+
+    def read(self, layer: int, n_positions: int) -> tuple[Tensor, Tensor]:
+        """See `KvCache.read`."""
+        places = slice(self._first, self._first + n_positions)
+        keys, values = self._memory.arena.layer(layer)
+        return keys[:, :, places], values[:, :, places]
+
+    def views(self, start: int, end: int) -> tuple[Views, Views] | None:
+        """See `KvCache.views`."""
+        first = self._first
+        return self._memory.arena.views(first + start, first + end)
 
     def shrink(self, length: int) -> None:
         """Forget what follows the first `length` positions; the block where they ended may stay spare."""
@@ -107,30 +141,59 @@ class SessionCache:
             self.give_back()
 
     def copy(self, source: SessionCache, length: int) -> None:
-        """Begin, being empty, with the first `length` positions of another session."""
+        """Begin, being empty, with the first `length` positions of another session.
+
+        Raises:
+            CapacityError: as `KvMemory.resize`.
+        """
         self.reserve(length)
-        self._keys = {layer: part[:, :, :length] for layer, part in source._keys.items()}
-        self._values = {layer: part[:, :, :length] for layer, part in source._values.items()}
-        self._resize(self.n_blocks)
+        self._memory.arena.move(source._first, self._first, length)
         self.length = length
 
     def give_back(self) -> None:
         """Free what lies beyond the blocks of the present length, and of the step that is being prepared."""
         n_needed = blocks(max(self.length, self._reserved))
         if n_needed < self.n_blocks:
-            self._resize(n_needed)
+            self._memory.resize(self, n_needed)
 
-    def _resize(self, n_blocks: int) -> None:
-        self.n_blocks = n_blocks
-        stacks = _stacked(self._keys, n_blocks), _stacked(self._values, n_blocks)
-        if stacks[0] is None or stacks[1] is None:
-            self._stacks, self._is_uneven = None, bool(self._keys)
-            self._keys = {layer: _resized(part, n_blocks) for layer, part in self._keys.items()}
-            self._values = {layer: _resized(part, n_blocks) for layer, part in self._values.items()}
-            return
-        self._stacks = stacks[0], stacks[1]
-        self._keys = dict(enumerate(self._stacks[0].unbind(0)))
-        self._values = dict(enumerate(self._stacks[1].unbind(0)))
+    def release(self) -> None:
+        """Free everything."""
+        self.shrink(0)
+        self.give_back()
+
+    @property
+    def _first(self) -> int:
+        """Where in the arena its first position lies."""
+        return self._memory.blocks_of(self).start * BLOCK
+
+
+class LayerLearner:
+    """A `KvCache` for one short row, from which the shapes of a model's layers are learned.
+
+    Attributes:
+        layers: those that have stored something.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.layers: dict[int, LayerShape] = {}
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def reserve(self, length: int) -> None:
+        """There is room for one block."""
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """See `KvCache.write`."""
+        self.layers[layer] = LayerShape(keys.shape[0], keys.shape[2], values.shape[2], keys.dtype)
+        self._kept[layer] = _one_block(keys, start), _one_block(values, start)
+
+    def read(self, layer: int, n_positions: int) -> tuple[Tensor, Tensor]:
+        """See `KvCache.read`."""
+        keys, values = self._kept[layer]
+        return keys[:, :, :n_positions], values[:, :, :n_positions]
+
+    def views(self, start: int, end: int) -> None:
+        """There are none before the layers are known."""
 
 
 def blocks(length: int) -> int:
@@ -138,24 +201,7 @@ def blocks(length: int) -> int:
     return -(-length // BLOCK)
 
 
-def _zeros(like: Tensor, n_blocks: int) -> Tensor:
-    return like.new_zeros(1, like.shape[0], n_blocks * BLOCK, like.shape[2])
-
-
-def _stacked(parts: dict[int, Tensor], n_blocks: int) -> Tensor | None:
-    """Copies of all layers [layers, 1, kv_heads, n_blocks * BLOCK, head_size]; None if they are not alike."""
-    if len({part.shape for part in parts.values()}) != 1 or sorted(parts) != [*range(len(parts))]:
-        return None
-    first = parts[0]
-    stack = first.new_zeros(len(parts), 1, first.shape[1], n_blocks * BLOCK, first.shape[3])
-    n_kept = min(first.shape[2], n_blocks * BLOCK)
-    for layer, part in parts.items():
-        stack[layer, :, :, :n_kept] = part[:, :, :n_kept]
-    return stack
-
-
-def _resized(part: Tensor, n_blocks: int) -> Tensor:
-    resized = _zeros(part[0], n_blocks)
-    n_kept = min(part.shape[2], n_blocks * BLOCK)
-    resized[:, :, :n_kept] = part[:, :, :n_kept]
-    return resized
+def _one_block(part: Tensor, start: int) -> Tensor:
+    block = part.new_zeros(1, part.shape[0], BLOCK, part.shape[2])
+    block[0, :, start : start + part.shape[1]] = part
+    return block

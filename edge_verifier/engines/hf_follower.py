@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from edge_verifier.engines.hf_cache import KvMemory
 from edge_verifier.engines.hf_loading import load_model
 from edge_verifier.engines.hf_lockstep import obey
 from edge_verifier.engines.hf_runner import StepRunner, prepare
@@ -22,7 +21,9 @@ def follow(
     dtype: str = "auto",
     device: str = "auto",
     n_threads: int | None = None,
-    kv_bytes: int = 2 << 30,
+    max_sessions: int = 64,
+    max_context: int | None = None,
+    kv_bytes: int | None = None,
 ) -> None:
     """Load this process's part of `target` and compute with it, on this thread, until the leader ends.
 
@@ -34,6 +35,13 @@ def follow(
     """
     loaded = load_model(target, dtype=dtype, device=device, group=group)
     runner = StepRunner(loaded)
-    n_blocks = prepare(runner, loaded, n_threads, kv_bytes)
+    memory = prepare(
+        runner,
+        loaded,
+        n_threads=n_threads,
+        max_sessions=max_sessions,
+        max_context=max_context,
+        kv_bytes=kv_bytes,
+    )
     _logger.info("process %d of %d follows", group.rank, group.size)
-    obey(LocalWorker(runner, KvMemory(n_blocks)), group)
+    obey(LocalWorker(runner, memory), group)

@@ -6,6 +6,7 @@ frequencies that change with the length) shows as logits that differ from the mo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from edge_verifier.engine import Row
+from edge_verifier.engines.hf_arena import KvArena, LayerShape
 from edge_verifier.engines.hf_attention import NAME
-from edge_verifier.engines.hf_cache import SessionCache
+from edge_verifier.engines.hf_cache import KvMemory, LayerLearner, SessionCache
 from edge_verifier.engines.hf_loading import LoadedModel
 from protocol.errors import ModelError
 
@@ -24,36 +26,46 @@ if TYPE_CHECKING:
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
 """Norm of the difference over norm of the logits. Wrong attention gives several tenths and more."""
 _LENGTHS = (21, 9)
+_HINT = "choose a decoder-only model with standard attention, such as Llama, Qwen or Mistral"
 
 
-def probe(runner: StepRunner, loaded: LoadedModel) -> int:
+def learn_layers(runner: StepRunner, loaded: LoadedModel) -> dict[int, LayerShape]:
+    """What keys and values the model's layers have, seen in a step of one token.
+
+    Raises:
+        ModelError: the architecture is not served right; it is named.
+    """
+    cache = LayerLearner()
+    try:
+        runner.run([Row(0, 0, (0,), 1)], [cache])
+    except Exception as error:
+        raise ModelError(f"{_named(loaded)} cannot be served: {error}", hint=_HINT) from error
+    return cache.layers
+
+
+def probe(runner: StepRunner, loaded: LoadedModel, layers: Mapping[int, LayerShape]) -> None:
     """Run two ragged sessions through `runner` and compare with plain passes of the model.
-
-    Returns:
-        Bytes of KV memory that one position takes.
 
     Raises:
         ModelError: the architecture is not served right; it is named.
     """
     generator = np.random.default_rng(0)
     texts = [tuple(generator.integers(0, loaded.vocab_size, n).tolist()) for n in _LENGTHS]
-    caches = [SessionCache(), SessionCache()]
-    architecture = f"{type(loaded.model).__name__} ({loaded.model.config.model_type})"
-    hint = "choose a decoder-only model with standard attention, such as Llama, Qwen or Mistral"
     try:
+        memory = KvMemory(KvArena(layers, len(texts), loaded.device))
+        caches = [SessionCache(memory) for _ in texts]
         found = _ragged(runner, texts, caches)
         expected = [_plain(loaded, text) for text in texts]
     except Exception as error:
-        raise ModelError(f"architecture {architecture} cannot be served: {error}", hint=hint) from error
+        raise ModelError(f"{_named(loaded)} cannot be served: {error}", hint=_HINT) from error
     differences = [_difference(a, b) for a, b in zip(found, expected, strict=True)]
     if not max(differences) < _TOLERANCE[loaded.dtype]:
         raise ModelError(
-            f"architecture {architecture} cannot be served: its logits would differ by"
+            f"{_named(loaded)} cannot be served: its logits would differ by"
             f" {max(differences):.1%} from its own",
-            hint=hint,
+            hint=_HINT,
         )
-    _check_windows(runner, loaded, architecture)
-    return caches[0].position_bytes()
+    _check_windows(runner, loaded)
 
 
 def _ragged(
@@ -85,9 +97,13 @@ def _difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> fl
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def _check_windows(runner: StepRunner, loaded: LoadedModel, architecture: str) -> None:
+def _named(loaded: LoadedModel) -> str:
+    return f"architecture {type(loaded.model).__name__} ({loaded.model.config.model_type})"
+
+
+def _check_windows(runner: StepRunner, loaded: LoadedModel) -> None:
     """A sliding window longer than the probe's texts must at least have been named to our attention."""
     config = loaded.model.config.get_text_config(decoder=True)
     is_sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     if is_sliding and runner.windows_seen <= {None}:
-        raise ModelError(f"architecture {architecture} hides its sliding window from its attention")
+        raise ModelError(f"{_named(loaded)} hides its sliding window from its attention")

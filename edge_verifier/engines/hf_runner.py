@@ -13,10 +13,12 @@ from torch import Tensor
 
 from edge_verifier.engine import Row, StepResult
 from edge_verifier.engines import hf_linear
+from edge_verifier.engines.hf_arena import BLOCK, KvArena, position_bytes
 from edge_verifier.engines.hf_attention import RaggedStep, Span
-from edge_verifier.engines.hf_cache import BLOCK, SessionCache
+from edge_verifier.engines.hf_cache import KvCache, KvMemory, blocks
 from edge_verifier.engines.hf_loading import LoadedModel
-from edge_verifier.engines.hf_probe import probe
+from edge_verifier.engines.hf_probe import learn_layers, probe
+from edge_verifier.engines.ledger import DEFAULT_KV_BYTES
 from protocol.errors import ModelError
 
 _logger = logging.getLogger(__name__)
@@ -46,13 +48,13 @@ class StepRunner:
         """
 
     @staticmethod
-    def check(rows: Sequence[Row], caches: Sequence[SessionCache]) -> None:
+    def check(rows: Sequence[Row], caches: Sequence[KvCache]) -> None:
         """Raise ModelError when a cache is not at its row's start, as after a step that failed."""
         for row, cache in zip(rows, caches, strict=True):
             if cache.length != row.start:
                 raise ModelError(f"session {row.session} lost positions in a failed step")
 
-    def run(self, rows: Sequence[Row], caches: Sequence[SessionCache]) -> StepResult:
+    def run(self, rows: Sequence[Row], caches: Sequence[KvCache]) -> StepResult:
         """Compute one step and append its tokens to `caches`.
 
         Raises:
@@ -72,9 +74,7 @@ class StepRunner:
             cache.length += len(row.tokens)
         return StepResult(logits, perf_counter() - started_s)
 
-    def _forward(
-        self, rows: Sequence[Row], caches: Sequence[SessionCache]
-    ) -> tuple[NDArray[np.float32], ...]:
+    def _forward(self, rows: Sequence[Row], caches: Sequence[KvCache]) -> tuple[NDArray[np.float32], ...]:
         n_tokens = sum(len(row.tokens) for row in rows)
         n_rows = hf_linear.padded(n_tokens) if self.is_exact else n_tokens
         tokens: list[int] = []
@@ -116,25 +116,41 @@ def _split(logits: NDArray[np.float32], counts: list[int]) -> tuple[NDArray[np.f
     return tuple(logits[end - count : end] for end, count in zip(ends, counts, strict=True))
 
 
-def prepare(runner: StepRunner, loaded: LoadedModel, n_threads: int | None, kv_bytes: int) -> int:
-    """Make this thread the model's, check that the model is served right, and see what memory it has.
+def prepare(
+    runner: StepRunner,
+    loaded: LoadedModel,
+    *,
+    n_threads: int | None,
+    max_sessions: int,
+    max_context: int | None,
+    kv_bytes: int | None,
+) -> KvMemory:
+    """Make this thread the model's, check that the model is served right, and give it memory.
 
-    Returns:
-        Blocks of KV memory that `kv_bytes` hold; at least 1.
+    Args:
+        max_sessions, max_context: memory that these cannot fill is not taken.
+        kv_bytes: memory to take at once; None for a default that is taken as it is used.
 
     Raises:
-        ModelError: the model cannot be served right, or not with so little memory.
+        ModelError: the model cannot be served right, or there is too little memory.
     """
     chosen = n_threads or torch.get_num_threads()
     torch.set_num_threads(hf_linear.exact_threads(chosen) if runner.is_exact else chosen)
-    position_bytes = probe(runner, loaded)
-    n_blocks = kv_bytes // position_bytes // BLOCK
+    layers = learn_layers(runner, loaded)
+    probe(runner, loaded, layers)
+    n_bytes = DEFAULT_KV_BYTES if kv_bytes is None else kv_bytes
+    n_useful = max_sessions * blocks(min(loaded.max_context, max_context or loaded.max_context))
+    n_blocks = min(n_bytes // position_bytes(layers) // BLOCK, n_useful)
     if not n_blocks:
         raise ModelError(
-            f"a KV budget of {kv_bytes} bytes holds less than {BLOCK} positions of {position_bytes} bytes",
+            f"a KV budget of {n_bytes} bytes holds less than {BLOCK} positions of"
+            f" {position_bytes(layers)} bytes",
             hint="give the engine more KV memory",
         )
     if loaded.shards is not None:
         facts = {"weights": loaded.weights_sha256, "precision": loaded.dtype, "KV budget": str(n_blocks)}
         loaded.shards.group.agree(facts)
-    return n_blocks
+    arena = KvArena(layers, n_blocks, loaded.device)
+    if kv_bytes is not None:
+        arena.take()
+    return KvMemory(arena)

@@ -72,11 +72,14 @@ class LocalWorker:
 
     def close(self, session: int) -> None:
         """See `Worker.close`."""
-        self._caches.pop(session, None)
+        cache = self._caches.pop(session, None)
+        if cache is not None:
+            cache.release()
 
     def end(self) -> None:
         """See `Worker.end`."""
         self._caches.clear()
+        self._memory.arena.drop()
 
     def _caches_of(self, rows: Sequence[Row]) -> list[SessionCache]:
         for row in rows:

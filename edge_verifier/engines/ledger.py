@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from edge_verifier.engine import CapacityError, Row
 from protocol.errors import ModelError
 
+DEFAULT_KV_BYTES = 2 << 30
+"""For all KV caches together, where nobody has said how much."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

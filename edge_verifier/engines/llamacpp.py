@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge_verifier.engine import EngineInfo, Row, StepResult
 from edge_verifier.engines.gguf_expansion import expanded_file, expansion_folder
-from edge_verifier.engines.ledger import Ledger, Limits
+from edge_verifier.engines.ledger import DEFAULT_KV_BYTES, Ledger, Limits
 from edge_verifier.engines.llamacpp_native import (
     CELLS_MULTIPLE,
     MAX_BATCH,
@@ -50,7 +50,7 @@ class LlamaCppEngine:
         n_threads: of llama.cpp; None for one per core.
         max_sessions: sessions that can be open at once; llama.cpp has a limit of its own.
         max_context: positions per session, if less than the model's own.
-        kv_bytes: memory for all KV caches together, taken at once.
+        kv_bytes: memory for all KV caches together, taken at once; None for a default.
 
     Raises:
         ModelError: the target cannot be read or served right, or there is not enough memory.
@@ -65,7 +65,7 @@ class LlamaCppEngine:
         n_threads: int | None = None,
         max_sessions: int = 64,
         max_context: int | None = None,
-        kv_bytes: int = 2 << 30,
+        kv_bytes: int | None = None,
     ) -> None:
         path = Path(target).expanduser()
         vocabulary = vocabulary_fingerprint(gguf_vocabulary(path))
@@ -81,7 +81,7 @@ class LlamaCppEngine:
             n_value_bytes=4 if served_dtype == "float32" else 2,
             max_sessions=min(max_sessions, max_sequences()),
             max_context=max_context or model.trained_context,
-            kv_bytes=kv_bytes,
+            kv_bytes=DEFAULT_KV_BYTES if kv_bytes is None else kv_bytes,
         )
         context = GgufContext(
             model,

@@ -220,6 +220,48 @@ def _raise(*_args: object) -> None:
     raise RuntimeError("out of something")
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_admitted_finds_room_however_full_and_in_pieces_the_memory_is(
+    architecture: str, seed: int, make_model: MakeModel
+) -> None:
+    """Random sessions come, grow, fork, roll back and go over 12 blocks of memory, and no bit changes."""
+    random = np.random.default_rng(seed)
+    texts = [_text(n, 480) for n in range(4)]
+    target = make_model(architecture)
+    with _engine(target) as engine:
+        whole = [engine.submit([Row(engine.open(), 0, text, 480)]).result().logits[0] for text in texts]
+        position_bytes = engine._worker._memory.arena.position_bytes  # type: ignore[attr-defined]  # of one process
+    lengths: dict[int, tuple[int, int]] = {}
+    n_refused = 0
+    with _engine(target, kv_bytes=12 * 128 * position_bytes, max_sessions=7) as engine:
+        for _ in range(120):
+            text, length, n = int(random.integers(4)), 0, int(random.integers(1, 250))
+            session = int(random.choice([*lengths])) if lengths and random.random() < 0.8 else None
+            try:
+                if session is None:
+                    session = engine.open()
+                else:
+                    text, length = lengths[session]
+                if length and random.random() < 0.2:
+                    session = engine.fork(session, length)
+                elif length and random.random() < 0.2:
+                    length -= int(random.integers(1, length + 1))
+                    engine.truncate(session, length)
+                lengths[session] = text, length
+                if length < 480:
+                    row = Row(session, length, texts[text][length : length + n], 1)
+                    found = engine.submit([row]).result().logits[0]
+                    lengths[session] = text, length + len(row.tokens)
+                    assert np.array_equal(found[0], whole[text][lengths[session][1] - 1])
+            except CapacityError:
+                n_refused += 1
+                for closed in random.permutation([*lengths])[: random.integers(1, 4)]:
+                    engine.close(int(closed))
+                    del lengths[int(closed)]
+    assert n_refused > 3
+
+
 def test_the_kv_budget_limits_positions_and_closing_gives_them_back(make_model: MakeModel) -> None:
     position_bytes = 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, head size, float32
     with _engine(make_model("llama"), kv_bytes=300 * position_bytes) as engine:
