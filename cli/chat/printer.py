@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from device_agent.chat_events import ChatEvent, TurnStats
 
 
+FULL = "the conversation is as long as the target can hold, which ended the answer; begin a new one: /reset"
+
+
 class Printer:
     """Streams answers as they are committed.
 
@@ -36,9 +39,11 @@ class Printer:
                 self.note(f"{n_confirmed} of {n_confirmed + n_replaced} unverified tokens confirmed")
             case Notice(_, text):
                 self._interject(text)
-            case Finished(_, stats):
+            case Finished(reason, stats):
                 self._commit("\n")
                 self.note(summary(stats))
+                if reason == "context":
+                    self.note(FULL)
             case Failed(error):
                 self._commit("\n")
                 diagnostics.error(error)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 from cli.chat.printer import Printer
-from device_agent.actions import Notice, Settled
+from device_agent.actions import Committed, Finished, Notice, Settled, TurnEnd
 from device_agent.chat_events import TextDelta, UnverifiedText
+from device_agent.tokenizer import ChatTokenizer
+from device_agent.turn_record import TurnRecord, TurnStart
+from protocol.messages import SamplerSettings
+from tests.table_device import TableVocabulary
 
 EVENTS = [
     TextDelta("Hello", (1,)),
@@ -30,6 +34,16 @@ def test_without_a_terminal_stdout_has_committed_text_only(capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert out == "Hello world"
     assert err.splitlines() == ["alone now", "1 of 2 unverified tokens confirmed"]
+
+
+@pytest.mark.parametrize(("reason", "is_told"), [("context", True), ("stop", False), ("limit", False)])
+def test_p14_an_answer_that_a_full_context_ended_says_so(
+    capsys: pytest.CaptureFixture[str], reason: TurnEnd, *, is_told: bool
+) -> None:
+    record = TurnRecord(TurnStart(0.0, SamplerSettings(), (1, 2)), ChatTokenizer(TableVocabulary()).stream())
+    record.events(Committed(2, (7, 8)), "v1", 0.5)
+    printed([*record.events(Finished(reason), "v1", 1.0)])
+    assert ("begin a new one: /reset" in capsys.readouterr().err) == is_told
 
 
 def test_on_a_terminal_unverified_text_is_dim_and_replaced(

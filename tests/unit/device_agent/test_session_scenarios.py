@@ -410,12 +410,17 @@ def test_p13_a_retry_differs_and_repeats_exactly() -> None:
 
 
 def test_p14_a_full_context_ends_the_turn() -> None:
+    """It is never shifted: a further message is refused with a sentence, and the text is as it was."""
     world = World(drafting=perfect)
     world.ask([3] * (CONTEXT - 8), max_tokens=1000)
     world.run()
-    assert world.told.finished[0] in ("context", "limit", "stop")
-    assert len(world.session.tokens) <= CONTEXT
+    assert world.told.finished == ["context"]
+    assert len(world.session.tokens) == CONTEXT
     assert world.answer() == world.expected()
+    text = world.session.tokens
+    with pytest.raises(SessionError, match=f"{CONTEXT + 1} tokens, the target holds {CONTEXT}"):
+        world.session.start_turn([3], 5, world.now_s)
+    assert world.session.tokens == text
 
 
 def test_p16_device_and_verifier_lost_together() -> None:
