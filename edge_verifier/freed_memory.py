@@ -1,7 +1,8 @@
-"""Memory that was freed goes back to the system, so that a verifier takes what its sessions hold and no more.
+"""Memory that was freed goes back to the system, so that a verifier takes what it uses and no more.
 
-Caches come, grow and go in pieces of a megabyte; what the C library keeps of them for later is in fragments
-and adds up for hours. Giving back 60 MiB takes 3 ms, and nothing where there is none.
+Activations and logits come and go with every step, in pieces of up to some megabytes and on several threads;
+what the C library keeps of them, for each thread by itself, depends on the largest step that there ever was.
+Giving back 60 MiB takes 3 ms, and nothing where there is none.
 """
 
 from __future__ import annotations
