@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Self
 from cli.agents import agent_of
 from cli.chat.answer import Answer, collect
 from cli.chat.printer import Printer
-from cli.diagnostics import say
+from cli.diagnostics import error, say
 from cli.installed import ensure_installed
 from cli.provisioned import provision
 from cli.site import Site
+from cli.site_watch import SiteWatch
 from cli.targets import resolve_draft, resolve_target
 from device_agent.agent import DeviceAgent
 from device_agent.chat import ChatOptions, ChatSession
@@ -125,6 +126,7 @@ class DemoFleet:
             self._dtype = str(site.wait_ready(LOAD_TIMEOUT_S)["dtype"])
             for device in self._devices:
                 device.agent.wait_ready(CONNECT_TIMEOUT_S)
+            parts.enter_context(SiteWatch(site, error))
             self._parts = parts.pop_all()
         say(f"broker, verifier and {options.n_devices} device(s) are running, over mutual TLS")
         return self

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from provisioning.fleet_directory import FleetDirectory
 
 VERIFIER_NAME = "v1"
+CHECK_INTERVAL_S = 0.5
+"""How often whoever runs a site calls its `check`."""
 
 
 class Site:

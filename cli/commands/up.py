@@ -12,8 +12,6 @@ from cli.diagnostics import say
 from cli.options import FleetOption
 from cli.stop_event import stop_on_signals
 
-CHECK_INTERVAL_S = 0.5
-
 
 def up(
     *,
@@ -42,7 +40,7 @@ def up(
 ) -> None:
     """Run the fleet's broker and one verifier on this machine until Ctrl-C."""
     from cli.broker_address import BACKEND_PORT, CLAIM_PORT, DEVICE_PORT, BrokerAddress
-    from cli.site import Site
+    from cli.site import CHECK_INTERVAL_S, Site
     from provisioning.fleet_directory import FleetDirectory
 
     directory = FleetDirectory.open(fleet)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.sled import Done, sled
+from broker_config.running_broker import RunningBroker
+from tests.e2e.sled import Done, Running, sled
 from tests.tiny_models import TinyPair
 
 PROMPTS = [
@@ -127,3 +131,23 @@ def test_any_target_directory_and_gguf_draft_go_together(tmp_path: Path, tiny_pa
     _, answers = demo(tmp_path, *models, *limits, "--prompt", "turn on the light")
     assert [answer["identical_to_target"] for answer in answers] == [True, True]
     assert [answer["draft"] for answer in answers] == [str(tiny_pair.draft), str(tiny_pair.stranger)]
+
+
+@pytest.mark.timeout(200)
+def test_a_broker_that_crashes_is_started_again_and_the_answers_go_on(
+    tmp_path: Path, tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the demo has its fleet
+    models = ("--target", str(tiny_pair.target), "--draft", str(tiny_pair.draft))
+    prompts = [part for prompt in PROMPTS[:4] for part in ("--prompt", prompt)]
+    running = Running(tmp_path / "home", "demo", "--check", "--json", "--max-tokens", "24", *models, *prompts)
+    running.wait_for("are running")
+    (broker,) = tmp_path.glob("sled-demo-*/fleet/broker")
+    crashed = RunningBroker.find(broker)
+    assert crashed is not None
+    os.kill(crashed.pid, signal.SIGSEGV)
+    assert running.process.wait(120) == 0, running.stderr
+    assert running.end(signal.SIGINT) == 0
+    assert running.stderr.count("the broker was ended by SIGSEGV; it is started again") == 1
+    answers = [json.loads(line) for line in running.stdout.splitlines()]
+    assert [answer["identical_to_target"] for answer in answers] == [True] * 4
