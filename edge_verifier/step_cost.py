@@ -97,10 +97,26 @@ class StepCost:
         )
 
     def prompt_token_s(self, n_cached: int) -> float:
-        """What the next token of a prompt costs at most, by all that is known; `n_cached` are computed."""
+        """What the next token of a prompt costs; `n_cached` are computed."""
+        prices = self._prices
+        return max(_LEAST_S, prices.token_s + prices.prompt_s + prices.behind_s * n_cached / 1000.0)
+
+    def prompt_tokens_within(self, headroom_s: float, step_s: float, n_cached: int) -> float:
+        """How many next tokens of a prompt lengthen a step of `step_s` by hardly ever more than `headroom_s`.
+
+        Both count against them: how far steps scatter on this machine, and how unsure the tokens' price is,
+        which at first it is. 0 where the scatter alone is too much.
+        """
         features = np.array((0.0, 1.0, 1.0, n_cached / 1000.0))
-        doubt_s = math.sqrt(float(features @ self._covariance @ features))
-        return max(_LEAST_S, float(features @ self._prices)) + _CAUTION * doubt_s
+        price_s = self.prompt_token_s(n_cached)
+        doubt = _CAUTION**2 * float(features @ self._covariance @ features)
+        scatter = _CAUTION**2 * self._noise * step_s**2
+        # n with (headroom - n * price)^2 = n^2 * doubt + scatter, the smaller one
+        rest = headroom_s**2 - scatter
+        if headroom_s <= 0.0 or rest <= 0.0:
+            return 0.0
+        root = math.sqrt(max(0.0, headroom_s**2 * doubt + scatter * (price_s**2 - doubt)))
+        return rest / (headroom_s * price_s + root)
 
     def observe(self, size: StepSize | float, step_s: float) -> None:
         """Learn from one step."""

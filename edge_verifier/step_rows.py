@@ -24,7 +24,8 @@ class PlannerLimits:
     Attributes:
         min_tokens, max_tokens: bounds of the learned token budget.
         fixed_times: the budget is what takes this many times the fixed part of a step.
-        prefill_share: a long prompt's chunk beside others' windows lengthens a step by at most this part.
+        prefill_share: a long prompt's chunk beside others' windows lengthens a step by hardly ever more than
+            this part, the steps' own scatter included.
         short_prompt: prompts of at most so many tokens are short; with them prompts lengthen a step by at
             most `short_share`, so that a short one is done in one step or two.
         min_chunk: tokens that prompts get in any step, however full.
@@ -34,7 +35,7 @@ class PlannerLimits:
     min_tokens: int = 64
     max_tokens: int = 4096
     fixed_times: float = 4.0
-    prefill_share: float = 0.35
+    prefill_share: float = 0.34
     short_prompt: int = 256
     short_share: float = 1.0
     min_chunk: int = 16
@@ -212,9 +213,7 @@ class StepRows:
             token_s = self._cost.prompt_token_s(task.n_cached)
             left = min(room.n_tokens - n_taken, (room_s - taken_s) / token_s)
             left = max(left, self._limits.min_chunk - n_taken)
-            left = int(
-                min(left, max(1.0 - n_taken, (self._longest_chunk_s(task, now_s) - taken_s) / token_s))
-            )
+            left = int(min(left, max(1.0 - n_taken, self._share_left(task, taken_s, now_s))))
             if i == 0 and task is not in_order[0]:
                 left = min(left, self._limits.min_chunk)
             whole = task.n_prefill + task.n_final
@@ -224,18 +223,22 @@ class StepRows:
                 taken_s += n_tokens * token_s
                 yield PlannedRow(task.sid, n_tokens)
 
-    def _longest_chunk_s(self, prompt: Work, now_s: float) -> float:
-        """How much longer prompts may make a step once `prompt` is among them: little beside windows.
+    def _share_left(self, prompt: Work, taken_s: float, now_s: float) -> float:
+        """Tokens of `prompt` beside `taken_s` of others, so that prompts make a step little longer.
 
-        All that wait count, for those that give way go along where they can. A step without windows counts as
-        one with them, for those that come while it runs wait for its end.
+        All windows that wait count, for those that give way go along where they can. A step without windows
+        counts as one with them, for those that come while it runs wait for its end.
         """
         if self._n_waiting == 0 and not self._arrivals.is_any_drafting(now_s):
             return float("inf")
         share = self._limits.short_share if self._is_short(prompt) else self._limits.prefill_share
         if self._n_waiting == 0:
-            return (1.0 + share) * self._usual_windows_s - self._cost.fixed_s
-        return share * self._cost.predict_s(min(self._n_waiting, self.budget_tokens))
+            step_s = self._usual_windows_s
+            headroom_s = (1.0 + share) * step_s - self._cost.fixed_s
+        else:
+            step_s = self._cost.predict_s(min(self._n_waiting, self.budget_tokens))
+            headroom_s = share * step_s
+        return self._cost.prompt_tokens_within(headroom_s - taken_s, step_s, prompt.n_cached)
 
     def _is_short(self, prompt: Work) -> bool:
         return prompt.n_cached + prompt.n_prefill <= self._limits.short_prompt

@@ -84,15 +84,45 @@ def test_it_learns_what_a_prompts_token_costs_where_it_stands(attention: float) 
         chunk = StepSize(80) + StepSize.of_prompt(30, n_cached)
         assert cost.predict_s(chunk) == pytest.approx(step_s(chunk), rel=0.05)
         price_s = 0.001 * (1 + attention * n_cached / 1000)
-        assert 0.9 * price_s <= cost.prompt_token_s(n_cached) <= 1.8 * price_s
+        assert cost.prompt_token_s(n_cached) == pytest.approx(price_s, rel=0.3)
+        assert 0.5 * 0.06 <= price_s * cost.prompt_tokens_within(0.06, 0.15, n_cached) <= 0.06
 
 
-def test_a_prompts_token_counts_for_more_while_nothing_was_seen_of_prompts() -> None:
+def test_fewer_tokens_of_a_prompt_fit_while_nothing_was_seen_of_prompts() -> None:
     cost = StepCost()
     for n_tokens in [5, 50, 100] * 50:
         cost.observe(n_tokens, 0.07 + 0.001 * n_tokens)
-    unsure_s = cost.prompt_token_s(0)
-    assert unsure_s > 1.5 * cost.per_token_s
+    n_unsure = cost.prompt_tokens_within(0.05, 0.12, 0)
+    assert n_unsure < 0.6 * 0.05 / cost.per_token_s
     for _ in range(20):
         cost.observe(StepSize(50) + StepSize.of_prompt(50, 0), 0.17)
-    assert cost.prompt_token_s(0) < 0.8 * unsure_s
+    assert cost.prompt_tokens_within(0.05, 0.12, 0) > 1.3 * n_unsure
+
+
+def test_fewer_tokens_of_a_prompt_fit_where_steps_scatter() -> None:
+    found = []
+    for sigma in (0.0, 0.05, 0.1):
+        cost, rng = StepCost(), random.Random(4)
+        for _ in range(100):
+            for size in (StepSize(80), StepSize(80) + StepSize.of_prompt(rng.choice([20, 40, 90]), 0)):
+                cost.observe(size, (0.07 + 0.001 * size.n_tokens) * rng.lognormvariate(0.0, sigma))
+        found.append(0.001 * cost.prompt_tokens_within(0.4 * 0.15, 0.15, 0) / 0.15)
+    assert found[0] == pytest.approx(0.35, abs=0.05)
+    assert found[1] == pytest.approx(0.3, abs=0.06)
+    assert found[2] < found[1] - 0.05
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4096), st.integers(0, 512), st.floats(0.0, 10.0)), max_size=30),
+    st.floats(-1.0, 10.0),
+    st.floats(0.0, 10.0),
+    st.integers(0, 100_000),
+)
+def test_what_fits_is_never_negative_nor_without_bound(
+    steps: list[tuple[int, int, float]], headroom_s: float, step_s: float, n_cached: int
+) -> None:
+    cost = StepCost()
+    for n_tokens, n_prompt, took_s in steps:
+        cost.observe(StepSize(n_tokens) + StepSize.of_prompt(n_prompt, n_cached), took_s)
+    n_fitting = cost.prompt_tokens_within(headroom_s, step_s, n_cached)
+    assert 0.0 <= n_fitting <= max(0.0, headroom_s) / cost.prompt_token_s(n_cached) * (1 + 1e-9)

@@ -118,9 +118,10 @@ def test_a_short_prompt_goes_whole_and_a_long_one_in_chunks_beside_windows() -> 
     windows_s = FIXED_S + PER_TOKEN_S * 80
     assert chosen(step_rows(), [*windows, work(99, n_prefill=120, n_final=1, slack_s=2.0)])[99] == 121
     n_chunk = chosen(step_rows(), [*windows, work(99, n_prefill=1500, slack_s=2.0)])[99]
-    assert n_chunk * PER_TOKEN_S == pytest.approx(PlannerLimits().prefill_share * windows_s, rel=0.1)
+    longest_s = PlannerLimits().prefill_share * windows_s
+    assert 0.75 * longest_s <= n_chunk * PER_TOKEN_S <= longest_s, "less the scatter of steps"
     n_chunk = chosen(step_rows(), [*windows, work(99, n_prefill=100, n_cached=1400, slack_s=2.0)])[99]
-    assert n_chunk * PER_TOKEN_S <= 1.1 * PlannerLimits().prefill_share * windows_s, "the end of a long one"
+    assert n_chunk * PER_TOKEN_S <= longest_s, "the end of a long one"
 
 
 def test_short_prompts_do_not_wait_for_a_long_one() -> None:
@@ -259,7 +260,7 @@ def test_prompts_however_long_and_many_stretch_a_step_by_a_bounded_part(
     assert {*range(n_windows)} <= rows.keys()
     n_chunk = sum(n for sid, n in rows.items() if sid >= 100)
     windows_s = FIXED_S + PER_TOKEN_S * 5 * n_windows
-    n_share = int(0.9 * limits.prefill_share * windows_s / PER_TOKEN_S)
+    n_share = int(0.75 * limits.prefill_share * windows_s / PER_TOKEN_S)
     assert n_chunk >= min(limits.min_chunk, n_share, *(n for n, _, _ in prompts))
     is_any_short = any(n <= limits.short_prompt for n, _, _ in prompts)
     share = limits.short_share if is_any_short else limits.prefill_share
