@@ -240,7 +240,8 @@ class VerifierService:
     def _on_event(self, event: _Event) -> None:
         match event:
             case Flight():
-                self._conductor.finish(event)
+                with self._link.batch():
+                    self._conductor.finish(event)
             case Refused(device, slot, _, reply):
                 if reply is not None:
                     self._publisher.reply(device, slot, reply)

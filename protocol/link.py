@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
 from typing import Literal
 
 from protocol.ack_watch import AckWatch
@@ -204,6 +205,13 @@ class Link:
         token = self._outbox.add(topic, payload, qos, is_retained=is_retained, expiry_s=expiry_s)
         self._client.wake()
         return token
+
+    def batch(self) -> AbstractContextManager[None]:
+        """What is published meanwhile is handed to the network thread at the end, all at once.
+
+        Sooner, the two threads would get in each other's way. For one thread, and for a short time.
+        """
+        return self._client.wakes_held()
 
     def retain(self, topic: str, payload: PayloadSource, *, expiry_s: int | None = None) -> None:
         """Own a retained topic: published now, and again at every connect, jittered after the first.

@@ -163,6 +163,10 @@ class LinkClient:
         """End `poll` or `sleep`; from any thread."""
         self._waker.wake()
 
+    def wakes_held(self) -> contextlib.AbstractContextManager[None]:
+        """See `Waker.held`."""
+        return self._waker.held()
+
     def disconnect(self) -> None:
         """Leave in peace: the will is not published."""
         self._flush(self._client.socket())

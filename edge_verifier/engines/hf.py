@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edge_verifier.engine import EngineInfo, Row, StepResult
 from edge_verifier.engines.hf_arena import BLOCK
@@ -21,6 +21,8 @@ from protocol.fingerprint import target_fingerprint
 
 if TYPE_CHECKING:
     from edge_verifier.engines.rank_group import RankGroup
+
+T = TypeVar("T")
 
 ENGINE = "transformers"
 logger = logging.getLogger(__name__)
@@ -87,6 +89,7 @@ class TransformersEngine:
         self._ledger = Ledger(limits)
         worker = LocalWorker(self._runner, memory)
         self._worker: Worker = worker if group is None else LeadingWorker(worker, group)
+        self._truncations: list[tuple[int, int]] = []
         self._is_shut_down = False
         self._info = _info(loaded, limits, is_exact=self._runner.is_exact and not _has_experts(loaded))
         logger.info(
@@ -107,19 +110,19 @@ class TransformersEngine:
     def fork(self, session: int, length: int) -> int:
         """See `Engine.fork`."""
         forked = self._ledger.fork(session, length)
-        self._thread.submit(self._worker.fork, forked, session, length)
+        self._do(self._worker.fork, forked, session, length)
         return forked
 
     def truncate(self, session: int, length: int) -> None:
         """See `Engine.truncate`."""
         self._ledger.truncate(session, length)
-        self._thread.submit(self._worker.truncate, session, length)
+        self._truncations.append((session, length))
 
     def close(self, session: int) -> None:
         """See `Engine.close`."""
         self._ledger.close(session)
         if not self._is_shut_down:
-            self._thread.submit(self._worker.close, session)
+            self._do(self._worker.close, session)
 
     def submit(self, rows: Sequence[Row]) -> Future[StepResult]:
         """See `Engine.submit`."""
@@ -127,7 +130,7 @@ class TransformersEngine:
             raise ModelError("the engine is shut down")
         batch = tuple(rows)
         self._ledger.admit(batch)
-        return self._thread.submit(self._worker.run, batch)
+        return self._do(self._worker.run, batch)
 
     def shutdown(self) -> None:
         """See `Engine.shutdown`."""
@@ -135,6 +138,19 @@ class TransformersEngine:
             self._is_shut_down = True
             self._thread.submit(self._worker.end)
         self._thread.shutdown(wait=True)
+
+    def _do(self, call: Callable[..., T], *arguments: object) -> Future[T]:
+        """Call on the model's thread, after the truncations since the last call.
+
+        These wait for company: handing over each for itself takes longer than a small step's planning.
+        """
+        truncations, self._truncations = self._truncations, []
+        return self._thread.submit(self._after, truncations, call, *arguments)
+
+    def _after(self, truncations: Iterable[tuple[int, int]], call: Callable[..., T], *arguments: object) -> T:
+        for session, length in truncations:
+            self._worker.truncate(session, length)
+        return call(*arguments)
 
 
 def _has_experts(loaded: LoadedModel) -> bool:

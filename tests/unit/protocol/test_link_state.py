@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import threading
 
@@ -62,3 +63,23 @@ def test_a_waker_is_readable_until_drained_and_survives_any_number_of_wakes() ->
             waker.drain()
         waker.close()
     waker.wake()
+
+
+def test_wakes_that_are_held_come_at_the_end_once() -> None:
+    waker = Waker()
+    with selectors.DefaultSelector() as selector:
+        selector.register(waker.receiver, selectors.EVENT_READ)
+        with waker.held():
+            waker.wake()
+            waker.wake()
+            assert not selector.select(0.0)
+        assert waker.receiver.recv(16) == b"\0"
+        waker.drain()
+        with waker.held():
+            pass
+        assert not selector.select(0.0), "nobody has called"
+        with contextlib.suppress(ValueError), waker.held():
+            waker.wake()
+            raise ValueError
+        assert selector.select(0.0), "a fault silences no wake"
+    waker.close()
