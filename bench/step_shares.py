@@ -40,6 +40,7 @@ from edge_verifier.engines import load_engine
 from edge_verifier.planner import Planner
 from edge_verifier.policies import Greedy
 from edge_verifier.publisher import Publisher
+from edge_verifier.step_rows import PlannerLimits
 from edge_verifier.table import SessionTable
 from protocol import topics
 from protocol.chain import Chain, origin
@@ -133,16 +134,19 @@ class Device:
 
 
 class Rig:
-    """A conductor on a real engine, publishing over `link`; also its outlet, with a stopwatch."""
+    """A conductor on a real engine, publishing over `link`; also its outlet, with a stopwatch.
 
-    def __init__(self, engine: Engine, link: Link) -> None:
+    Args:
+        n_tokens: of one round, all of which go into one step.
+    """
+
+    def __init__(self, engine: Engine, link: Link, n_tokens: int) -> None:
         self._done: queue.SimpleQueue[Flight] = queue.SimpleQueue()
         self._publisher = Publisher(link, FLEET, VERIFIER)
         self._link = link
         self._admission = Admission(FLEET, VERIFIER)
-        self._conductor = Conductor(
-            engine, SessionTable(engine.info), Planner(Greedy()), self, self._done.put
-        )
+        planner = Planner(Greedy(), PlannerLimits(min_tokens=n_tokens))
+        self._conductor = Conductor(engine, SessionTable(engine.info), planner, self, self._done.put)
         self.verdicts: dict[str, Verdict] = {}
         self.parts = Parts()
 
@@ -176,7 +180,8 @@ class Rig:
         while len(self.verdicts) < len(payloads):
             flight = self._done.get(timeout=WAIT_S)
             parts.forward += flight.future.result().step_s
-            self._conductor.finish(flight)
+            with self._link.batch():
+                self._conductor.finish(flight)
             self._conductor.pump()
         waiting_s = time.perf_counter()
         while self._link.traffic.n_sent - sent_before < len(payloads):
@@ -223,7 +228,7 @@ def measure(
     random = np.random.default_rng(0)
     prompts = random.integers(5, engine.info.vocab_size, (arguments.sessions, arguments.cached)).tolist()
     devices = [Device(i, prompt, settings, engine.info.target) for i, prompt in enumerate(prompts)]
-    rig = Rig(engine, link)
+    rig = Rig(engine, link, arguments.sessions * arguments.tokens)
     with judging_timed(rig):
         rig.round([(device.topic, device.opening()) for device in devices])
         for _ in range(arguments.tokens):

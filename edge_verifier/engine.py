@@ -12,10 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from protocol.errors import ModelError
+from protocol.sampler_rows import RawLogits
 
 
 class CapacityError(ModelError):
@@ -44,12 +42,13 @@ class StepResult:
     """What one step computed.
 
     Attributes:
-        logits: for each row in order, fp32 [n_logits, vocab_size]; line i predicts the token that follows
-            position `start + len(tokens) - n_logits + i`. The arrays belong to the caller.
+        logits: for each row in order [n_logits, vocab_size], fp32 or the bits of bfloat16; line i predicts
+            the token that follows position `start + len(tokens) - n_logits + i`. The arrays belong to the
+            caller.
         step_s: wall seconds that the step took, without the time it waited for earlier steps.
     """
 
-    logits: tuple[NDArray[np.float32], ...]
+    logits: tuple[RawLogits, ...]
     step_s: float
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edge_verifier.engine import EngineInfo, Row
 from edge_verifier.engines import load_engine
 from protocol.errors import ModelError
+from protocol.sampler_rows import as_floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def probe_target(target: str | Path, texts: Sequence[Sequence[int]], *, dtype: s
         for text in texts:
             session = engine.open()
             row = Row(session, 0, tuple(text), len(text))
-            logits.append(engine.submit([row]).result().logits[0])
+            logits.append(as_floats(engine.submit([row]).result().logits[0]))
             engine.close(session)
         return ProbeResult(engine.info, tuple(logits))
     finally:

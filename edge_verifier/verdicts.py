@@ -6,13 +6,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edge_verifier.session import Session
 from edge_verifier.work import Pending
 from protocol.coupling import JudgedWindow, Judgement, judge, judge_together
 from protocol.messages import Verdict, Window
+from protocol.sampler_rows import RawLogits, as_floats
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ class Timing:
     engine_s: float = 0.0
 
 
-def judged_window(session: Session, pending: Pending, logits: NDArray[np.float32]) -> JudgedWindow:
+def judged_window(session: Session, pending: Pending, logits: RawLogits) -> JudgedWindow:
     """A window whose text ends right before its base, with the logits [n, vocab] that judge it.
 
     n may be below len(draft) + 1 when the turn ends within the window: rows after the end are not needed.
@@ -55,7 +53,9 @@ def judge_each(windows: Sequence[JudgedWindow]) -> list[Judgement | Exception]:
 
 def _judge_alone(window: JudgedWindow) -> Judgement | Exception:
     try:
-        return judge(lambda i: window.logits[i], window.draft, window.settings, window.base, window.ends)
+        return judge(
+            lambda i: as_floats(window.logits[i]), window.draft, window.settings, window.base, window.ends
+        )
     except Exception as error:  # noqa: BLE001 - the owner logs it with the session's id
         return error
 

@@ -10,14 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from protocol.messages import Finished, SamplerSettings
 from protocol.sampler import Logits, choose
-from protocol.sampler_rows import ChoiceRows, choose_rows
+from protocol.sampler_rows import ChoiceRows, RawLogits, choose_rows
 
 _VALUES_AT_ONCE = 1 << 16
 """Logits of one window that are looked at in one go, perhaps some in vain."""
@@ -93,7 +89,7 @@ class JudgedWindow:
             within the window.
     """
 
-    logits: NDArray[np.floating[Any]]
+    logits: RawLogits
     draft: Sequence[int]
     settings: SamplerSettings
     base: int

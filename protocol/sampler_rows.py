@@ -4,6 +4,9 @@ Sorting a vocabulary is what costs. The greatest logits of columns (every so man
 give a bound that at least k logits of the row reach, so that all candidates reach it. Among the tokens that
 reach it the noisy maximum is found, and whether that token is a candidate is counted, not sorted. Where that
 is not sure, or where top-p asks for the order, the canonical function decides.
+
+RawLogits in bfloat16, which numpy does not know, come as the integers that their bits are. As such they are
+compared: in their order as long as they are positive, and below all positive ones otherwise.
 """
 
 from __future__ import annotations
@@ -23,29 +26,48 @@ from protocol.sampler import MAX_CANDIDATES, choose
 _LONG_COLUMN = 16
 """From this length on it pays to look only into columns that hold candidates."""
 
+_LONGEST_COPIED = 1 << 14
+"""Rows of up to so many logits are copied to be looked at together."""
+
+_COPIED_TOGETHER = 1 << 18
+"""RawLogits that are looked at together, so few that they stay near to the processor."""
+
 _NEAR = 2.0
 """Tokens so near to the greatest score get their noise first."""
 
 _ROUNDING = 1e-9
 """Far more than what rounding may do to a uniform that is computed from a noise."""
 
+_INFINITY_BITS, _MINUS_INFINITY_BITS = 0x7F80, 0xFF80
+"""Of a bfloat16; what is greater as a number without sign, and has the same sign bit, is NaN."""
+
 Floats = NDArray[np.floating[Any]]
+RawLogits = NDArray[Any]
+"""Floats, or int16: the bits of bfloat16."""
 Ids = NDArray[np.int64]
 
 
 class ChoiceRows(NamedTuple):
-    """Logits [n, vocab] of one session that predict the positions from `position` on."""
+    """RawLogits [n, vocab] of one session that predict the positions from `position` on."""
 
-    logits: Floats
+    logits: RawLogits
     settings: SamplerSettings
     position: int
 
     def token(self, n: int) -> int | None:
         """The canonical choice at row `n`; None where a logit is not what it may be."""
         try:
-            return choose(self.logits[n], self.settings, self.position + n)
+            return choose(as_floats(self.logits[n]), self.settings, self.position + n)
         except ModelError:
             return None
+
+
+def as_floats(logits: RawLogits) -> Floats:
+    """The same numbers; those of a bfloat16 are a float32's, of which it has the upper half."""
+    if logits.dtype != np.int16:
+        return logits
+    numbers: Floats = (logits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return numbers
 
 
 class _Reaching(NamedTuple):
@@ -54,6 +76,11 @@ class _Reaching(NamedTuple):
     row_of: Ids
     ids: Ids
     values: Floats
+
+    def of_rows(self, is_meant: NDArray[np.bool_]) -> _Reaching:
+        """Without those of other rows."""
+        kept = is_meant[self.row_of]
+        return _Reaching(self.row_of[kept], self.ids[kept], self.values[kept])
 
 
 def choose_rows(blocks: Sequence[ChoiceRows]) -> list[list[int | None]]:
@@ -86,38 +113,63 @@ def _n_candidates(settings: SamplerSettings) -> int:
     return -1 if settings.top_p < 1.0 else settings.top_k or MAX_CANDIDATES
 
 
-def _greatest(logits: Floats) -> list[int | None]:
+def _greatest(logits: RawLogits) -> list[int | None]:
     best = logits.argmax(axis=1)
-    is_finite = np.isfinite(logits[np.arange(len(best)), best])
+    greatest = logits[np.arange(len(best)), best]
+    if logits.dtype == np.int16 and greatest.min(initial=1) <= 0:
+        return _greatest(as_floats(logits))
+    is_finite = _finite_rows([logits], greatest)
     return [token if each else None for token, each in zip(best.tolist(), is_finite.tolist(), strict=True)]
 
 
 def _sampled(blocks: Sequence[ChoiceRows], n_candidates: int) -> Iterator[int | None]:
     """The choices of all rows of blocks that ask for equally many candidates, one after another."""
-    n_before, parts = 0, []
-    is_finite = np.ones(sum(len(block.logits) for block in blocks), np.bool_)
-    for block in blocks:
-        n_rows = len(block.logits)
-        columns = _columns(block.logits, n_candidates)
-        usable = np.isfinite(columns.max(axis=1))  # NaN and infinity are the greatest where they stand
-        if usable.all():
-            part = _reaching(block.logits, columns, n_candidates)
-        else:
-            is_finite[n_before : n_before + n_rows] = usable
-            part = _reaching(block.logits[usable], columns[usable], n_candidates)
-            part = part._replace(row_of=np.flatnonzero(usable)[part.row_of])
-        parts.append(part._replace(row_of=part.row_of + n_before))
-        n_before += n_rows
-    reaching = _Reaching(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    tables = _joined(blocks)
+    columns = np.concatenate([_columns(table, n_candidates) for table in tables])
+    nth = max(0, columns.shape[1] - n_candidates)
+    bounds = np.partition(columns, nth, axis=1)[:, nth]
+    if bounds.dtype == np.int16 and bounds.min(initial=1) <= 0:
+        return _sampled([each._replace(logits=as_floats(each.logits)) for each in blocks], n_candidates)
+    is_finite = _finite_rows(tables, columns.max(axis=1))
+    if tables[0].shape[1] < _LONG_COLUMN * columns.shape[1]:
+        reaching = _reaching(tables, bounds)
+    else:
+        reaching = _reaching_in_columns(tables, columns, bounds)
+    if not is_finite.all():
+        reaching = reaching.of_rows(is_finite)
     return _choices(reaching, is_finite, blocks, n_candidates)
 
 
-def _columns(logits: Floats, n_candidates: int) -> Floats:
+def _joined(blocks: Sequence[ChoiceRows]) -> list[RawLogits]:
+    """The logits of all blocks: in few tables where copying costs less than calls for each block would."""
+    every = [block.logits for block in blocks]
+    vocab_size = every[0].shape[1]
+    if vocab_size > _LONGEST_COPIED:
+        return every
+    n_each = max(1, _COPIED_TOGETHER // (vocab_size * max(1, *map(len, every))))
+    return [np.concatenate(every[i : i + n_each]) for i in range(0, len(every), n_each)]
+
+
+def _finite_rows(tables: Sequence[RawLogits], greatest: RawLogits) -> NDArray[np.bool_]:
+    """Which rows may be chosen from, given the greatest of each: NaN and infinity are where they stand.
+
+    -infinity only means never, but not in all of a row. As integers, NaN with a sign are not the greatest.
+    """
+    is_finite: NDArray[np.bool_]
+    if greatest.dtype == np.int16:
+        greatest_bits = np.concatenate([table.view(np.uint16).max(axis=1) for table in tables])
+        is_finite = (greatest < _INFINITY_BITS) & (greatest_bits <= _MINUS_INFINITY_BITS)
+    else:
+        is_finite = np.isfinite(greatest)
+    return is_finite
+
+
+def _columns(logits: RawLogits, n_candidates: int) -> RawLogits:
     """The greatest logit of each column [rows, columns]; column c is of tokens c, c + columns, ..."""
     n_rows, vocab_size = logits.shape
     length = _column_length(vocab_size, n_candidates)
     n_columns = vocab_size // length
-    columns: Floats = logits[:, : length * n_columns].reshape(n_rows, length, n_columns).max(axis=1)
+    columns: RawLogits = logits[:, : length * n_columns].reshape(n_rows, length, n_columns).max(axis=1)
     n_rest = vocab_size - length * n_columns
     if n_rest:
         np.maximum(columns[:, :n_rest], logits[:, length * n_columns :], out=columns[:, :n_rest])
@@ -130,30 +182,36 @@ def _column_length(vocab_size: int, n_candidates: int) -> int:
     return 1 << (longest.bit_length() - 1)
 
 
-def _reaching(logits: Floats, columns: Floats, n_candidates: int) -> _Reaching:
-    """All logits not below one that `n_candidates` of the row reach."""
-    vocab_size, n_columns = logits.shape[1], columns.shape[1]
-    nth = n_columns - min(n_candidates, n_columns)
-    bounds = np.partition(columns, nth, axis=1)[:, nth]
-    if vocab_size < _LONG_COLUMN * n_columns:
-        found = np.flatnonzero(logits >= bounds[:, None])
-    else:
-        found = _reaching_in_columns(logits, columns, bounds)
-    row_of = found // vocab_size
-    return _Reaching(row_of, found - row_of * vocab_size, logits.ravel().take(found))
+def _reaching(tables: Sequence[RawLogits], bounds: RawLogits) -> _Reaching:
+    """All logits not below their row's bound."""
+    n_before, parts = 0, []
+    for table in tables:
+        vocab_size = table.shape[1]
+        found = np.flatnonzero(table >= bounds[n_before : n_before + len(table), None])
+        row_of = found // vocab_size
+        values = as_floats(table.ravel().take(found))
+        parts.append(_Reaching(row_of + n_before, found - row_of * vocab_size, values))
+        n_before += len(table)
+    return _Reaching(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
-def _reaching_in_columns(logits: Floats, columns: Floats, bounds: Floats) -> Ids:
-    """Flat indices, by row, of logits not below their row's bound: only columns that reach it have some."""
-    vocab_size, n_columns = logits.shape[1], columns.shape[1]
+def _reaching_in_columns(tables: Sequence[RawLogits], columns: RawLogits, bounds: RawLogits) -> _Reaching:
+    """As `_reaching`, by looking into those columns only that reach the bound."""
+    vocab_size, n_columns = tables[0].shape[1], columns.shape[1]
     column = np.flatnonzero(columns >= bounds[:, None])
     row_of = column // n_columns
     first = column - row_of * n_columns
     ids = first[:, None] + np.arange(0, vocab_size, n_columns)
-    flat = np.minimum(ids, vocab_size - 1) + (row_of * vocab_size)[:, None]
-    is_reaching = (logits.ravel().take(flat) >= bounds[row_of][:, None]) & (ids < vocab_size)
-    found: Ids = flat[is_reaching]
-    return found
+    flat = np.minimum(ids, vocab_size - 1)
+    ends = np.searchsorted(row_of, np.cumsum([len(table) for table in tables]))[:-1]
+    n_before, parts = 0, []
+    for table, rows, places in zip(tables, np.split(row_of, ends), np.split(flat, ends), strict=True):
+        parts.append(table.ravel().take(places + ((rows - n_before) * vocab_size)[:, None]))
+        n_before += len(table)
+    values = np.concatenate(parts)
+    found = np.flatnonzero((values >= bounds[row_of][:, None]) & (ids < vocab_size))
+    row_of = row_of.repeat(ids.shape[1]).take(found)
+    return _Reaching(row_of, ids.ravel().take(found), as_floats(values.ravel().take(found)))
 
 
 def _choices(

@@ -19,6 +19,7 @@ from edge_verifier.engines.hf_attention import NAME
 from edge_verifier.engines.hf_cache import KvMemory, LayerLearner, SessionCache
 from edge_verifier.engines.hf_loading import LoadedModel
 from protocol.errors import ModelError
+from protocol.sampler_rows import as_floats
 
 if TYPE_CHECKING:
     from edge_verifier.engines.hf_runner import StepRunner
@@ -77,7 +78,7 @@ def _ragged(
     runner.run([Row(0, 12, second[:4], 4)], caches[:1])
     caches[0].shrink(12)
     result = runner.run([Row(1, 1, second[1:], 8), Row(0, 12, first[12:], 8)], caches[::-1])
-    return [result.logits[1], result.logits[0]]
+    return [as_floats(result.logits[1]), as_floats(result.logits[0])]
 
 
 def _plain(loaded: LoadedModel, text: tuple[int, ...]) -> NDArray[np.float32]:

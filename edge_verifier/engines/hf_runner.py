@@ -20,6 +20,7 @@ from edge_verifier.engines.hf_loading import LoadedModel
 from edge_verifier.engines.hf_probe import learn_layers, probe
 from edge_verifier.engines.ledger import DEFAULT_KV_BYTES
 from protocol.errors import ModelError
+from protocol.sampler_rows import RawLogits
 
 _logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class StepRunner:
             cache.length += len(row.tokens)
         return StepResult(logits, perf_counter() - started_s)
 
-    def _forward(self, rows: Sequence[Row], caches: Sequence[KvCache]) -> tuple[NDArray[np.float32], ...]:
+    def _forward(self, rows: Sequence[Row], caches: Sequence[KvCache]) -> tuple[RawLogits, ...]:
         n_tokens = sum(len(row.tokens) for row in rows)
         n_rows = hf_linear.padded(n_tokens) if self.is_exact else n_tokens
         tokens: list[int] = []
@@ -93,9 +94,7 @@ class StepRunner:
         self.windows_seen = frozenset(step.windows_seen)
         return _split(found, [row.n_logits for row in rows])
 
-    def _call(
-        self, tokens: Tensor, positions: Tensor, wanted: list[int], step: RaggedStep
-    ) -> NDArray[np.float32]:
+    def _call(self, tokens: Tensor, positions: Tensor, wanted: list[int], step: RaggedStep) -> RawLogits:
         """Logits [len(wanted), vocab_size] of the wanted rows; without any, the head is not computed."""
         common = {"input_ids": tokens, "position_ids": positions, "use_cache": False, "sled_step": step}
         if not wanted:
@@ -104,14 +103,22 @@ class StepRunner:
         n_kept = hf_linear.padded(len(wanted)) if self.is_exact else len(wanted)
         kept = torch.tensor(wanted + [0] * (n_kept - len(wanted)), device=self._device)
         logits = self._model(**common, logits_to_keep=kept).logits
-        found: NDArray[np.float32] = logits[0, : len(wanted), : self._vocab_size].float().cpu().numpy()
-        return found
+        return _as_numpy(logits[0, : len(wanted), : self._vocab_size])
 
     def _ids(self, values: list[int]) -> Tensor:
         return torch.tensor([values], device=self._device)
 
 
-def _split(logits: NDArray[np.float32], counts: list[int]) -> tuple[NDArray[np.float32], ...]:
+def _as_numpy(logits: Tensor) -> RawLogits:
+    """As float32; bfloat16 as the int16 that its bits are, since a step's logits may be 100 MB."""
+    if logits.dtype == torch.bfloat16:
+        bits: NDArray[np.int16] = logits.cpu().contiguous().view(torch.int16).numpy()
+        return bits
+    numbers: NDArray[np.float32] = logits.float().cpu().numpy()
+    return numbers
+
+
+def _split(logits: RawLogits, counts: list[int]) -> tuple[RawLogits, ...]:
     ends = np.cumsum(counts)
     return tuple(logits[end - count : end] for end, count in zip(ends, counts, strict=True))
 

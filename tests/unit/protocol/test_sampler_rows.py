@@ -15,7 +15,7 @@ from protocol.coupling import Ends, JudgedWindow, judge, judge_together
 from protocol.messages import SamplerSettings
 from protocol.noise import row_key, row_keys
 from protocol.sampler import choose
-from protocol.sampler_rows import ChoiceRows, choose_rows
+from protocol.sampler_rows import ChoiceRows, RawLogits, as_floats, choose_rows
 
 Rows = NDArray[np.float32]
 
@@ -41,6 +41,24 @@ def _masked(random: np.random.Generator, n: int, vocab_size: int) -> Rows:
     return logits
 
 
+def _bits(random: np.random.Generator, n: int, vocab_size: int) -> NDArray[np.int16]:
+    """Logits in bfloat16."""
+    return _in_bits(_smooth(random, n, vocab_size))
+
+
+def _low_bits(random: np.random.Generator, n: int, vocab_size: int) -> NDArray[np.int16]:
+    """Logits in bfloat16, hardly any of which is positive."""
+    return _in_bits(_smooth(random, n, vocab_size) - np.float32(random.uniform(0.0, 40.0)))
+
+
+def _masked_bits(random: np.random.Generator, n: int, vocab_size: int) -> NDArray[np.int16]:
+    return _in_bits(_masked(random, n, vocab_size))
+
+
+def _in_bits(logits: Rows) -> NDArray[np.int16]:
+    return (logits.view(np.uint32) >> 16).astype(np.uint16).view(np.int16)
+
+
 def _alone(block: ChoiceRows) -> list[int | None]:
     return [block.token(n) for n in range(len(block.logits))]
 
@@ -58,17 +76,20 @@ sampler_settings = st.builds(
 @given(
     st.integers(0, 2**32),
     st.sampled_from([1, 2, 7, 256, 257, 320, 1000, 4096, 5003]),
-    st.sampled_from([_smooth, _coarse, _flat, _masked]),
+    st.sampled_from([_smooth, _coarse, _flat, _masked, _bits, _low_bits, _masked_bits]),
     st.lists(st.tuples(sampler_settings, st.integers(0, 2**31), st.integers(1, 5)), min_size=1, max_size=20),
 )
 @example(0, 151_936, _smooth, [(SamplerSettings(temperature=1.0, top_k=40, seed=i), i, 2) for i in range(2)])
 @example(1, 151_936, _coarse, [(SamplerSettings(temperature=1.0, seed=i), i, 2) for i in range(2)])
+@example(3, 151_936, _bits, [(SamplerSettings(temperature=1.0, top_k=40, seed=i), i, 2) for i in range(2)])
+@example(4, 151_936, _bits, [(SamplerSettings(temperature=1.0, seed=i), i, 2) for i in range(2)])
+@example(5, 151_936, _low_bits, [(SamplerSettings(temperature=1.0, seed=i), i, 2) for i in range(2)])
 @example(2, 151_936, _masked, [(SamplerSettings(temperature=1.0, seed=i), i, 1) for i in range(3)])
 @settings(deadline=None, max_examples=150)
 def test_every_row_gets_the_token_of_the_canonical_sampler(
     seed: int,
     vocab_size: int,
-    kind: Callable[[np.random.Generator, int, int], Rows],
+    kind: Callable[[np.random.Generator, int, int], RawLogits],
     asked: list[tuple[SamplerSettings, int, int]],
 ) -> None:
     random = np.random.default_rng(seed)
@@ -110,6 +131,31 @@ def test_a_row_that_is_not_finite_gets_none_and_harms_no_other(
     assert [[token is None for token in each] for each in whole] == [[False, True, False], [False], [True]]
     assert choose_rows(blocks) == whole
     assert choose_rows(blocks[2:]) == [[None]]
+
+
+@pytest.mark.parametrize("fault", [0x7F80, 0x7FC0, 0xFFC0, 0xFF81])
+@pytest.mark.parametrize("asked", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
+@pytest.mark.parametrize("vocab_size", [300, 5003, 151_936])
+@pytest.mark.parametrize("make", [_bits, _low_bits])
+def test_infinity_and_nan_of_either_sign_are_found_in_bfloat16(
+    fault: int,
+    asked: dict[str, float],
+    vocab_size: int,
+    make: Callable[[np.random.Generator, int, int], NDArray[np.int16]],
+) -> None:
+    logits = make(np.random.default_rng(1), 4, vocab_size)
+    logits.view(np.uint16)[2, vocab_size - 1] = fault
+    assert not np.isfinite(as_floats(logits)[2, -1])
+    block = ChoiceRows(logits, SamplerSettings.model_validate(asked), 9)
+    [tokens] = choose_rows([block])
+    assert tokens == _alone(block)
+    assert [token is None for token in tokens] == [False, False, True, False]
+
+
+def test_the_bits_of_bfloat16_are_read_as_its_numbers() -> None:
+    numbers = np.array([0.0, 1.0, -2.5, np.inf, -np.inf, 2.0**-133], np.float32)
+    assert as_floats(_in_bits(numbers)).tolist() == numbers.tolist()
+    assert as_floats(numbers) is numbers
 
 
 def test_keys_of_many_rows_are_those_of_each() -> None:
