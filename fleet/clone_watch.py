@@ -10,13 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from types import TracebackType
-from typing import Self
 
 from protocol.codec import decode
 from protocol.errors import MessageError
 from protocol.fleet_messages import DeviceStatus
-from protocol.inbox import Inbox
+from protocol.inbox import Inbox, InboxService
 from protocol.link import Endpoint, LinkOptions, Received, Subscription
 from protocol.topics import DEVICE_STATUS, Role
 
@@ -57,7 +55,7 @@ class YieldedLives:
         )
 
 
-class CloneWatch:
+class CloneWatch(InboxService):
     """Logs it as a warning whenever a board yields to another; a context manager.
 
     A part of the always-on operator service, with a connection of its own, so that statuses delay nothing
@@ -73,22 +71,15 @@ class CloneWatch:
     def __init__(self, endpoint: Endpoint, *, fleet: str) -> None:
         self._lives = YieldedLives()
         # At QoS 0: at QoS 1 the broker cuts a snapshot of many retained statuses off at its queue limit.
-        self._inbox = Inbox(
-            endpoint,
-            LinkOptions(".".join(CLONE_WATCH), is_clean_start=True, session_expiry_s=0),
-            [Subscription(DEVICE_STATUS.filter(fleet), qos=0)],
-            self._look,
-            takes_retained=True,
+        super().__init__(
+            Inbox(
+                endpoint,
+                LinkOptions(".".join(CLONE_WATCH), is_clean_start=True, session_expiry_s=0),
+                [Subscription(DEVICE_STATUS.filter(fleet), qos=0)],
+                self._look,
+                takes_retained=True,
+            )
         )
-
-    def __enter__(self) -> Self:
-        self._inbox.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inbox.stop()
 
     def _look(self, event: Received) -> None:
         if text := self._lives.take(event.topic, event.payload, time.monotonic()):

@@ -10,12 +10,10 @@ import logging
 import os
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from fleet.block_queue import BlockQueue
 from protocol.codec import decode
-from protocol.inbox import Inbox
+from protocol.inbox import Inbox, InboxService
 from protocol.link import Endpoint, LinkOptions, Received, Subscription
 from protocol.model_block import BLOCK_BYTES, ModelBlock
 from protocol.model_manifest import ModelManifest
@@ -29,7 +27,7 @@ MAX_QUEUED_BLOCKS = 2_000
 """On their way to the broker: 31 MiB, the windows of 250 devices."""
 
 
-class ModelServer:
+class ModelServer(InboxService):
     """Serves the files `{sha256}.gguf` of one directory; a context manager.
 
     Args:
@@ -52,28 +50,17 @@ class ModelServer:
         identity = ".".join(MODEL_SERVER)
         # At QoS 0: at QoS 1 the broker cuts a snapshot of many retained offers off at its queue limit.
         filters = (MODEL_OFFER.filter(fleet), MODEL_REQUEST.filter(fleet))
-        self._inbox = Inbox(
-            endpoint,
-            LinkOptions(identity, is_clean_start=True, session_expiry_s=0, max_queue=MAX_QUEUED_BLOCKS),
-            [Subscription(each, qos=0) for each in filters],
-            self._handle,
-            on_time=self._send_next,
-            due_s=self._blocks.wake_s,
-            takes_retained=True,
+        super().__init__(
+            Inbox(
+                endpoint,
+                LinkOptions(identity, is_clean_start=True, session_expiry_s=0, max_queue=MAX_QUEUED_BLOCKS),
+                [Subscription(each, qos=0) for each in filters],
+                self._handle,
+                on_time=self._send_next,
+                due_s=self._blocks.wake_s,
+                takes_retained=True,
+            )
         )
-
-    def __enter__(self) -> Self:
-        self._inbox.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Leave; what was asked for and not sent is asked for again."""
-        self._inbox.stop()
 
     def _handle(self, message: Received) -> None:
         if (names := MODEL_OFFER.parse(message.topic)) is not None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from protocol.codec import decode
-from protocol.inbox import Inbox
+from protocol.inbox import Inbox, InboxService
 from protocol.link import Endpoint, LinkOptions, Received, Subscription
 from protocol.messages import Complaint
 from protocol.topics import COMPLAINT
@@ -28,7 +26,7 @@ def reason_of(complaint: Complaint, verifier: str) -> str:
     return f"flooded verifier {verifier}: {complaint.refused_s:,.0f} messages/s, {kib_s:,.0f} KiB/s refused"
 
 
-class QuarantineWatch:
+class QuarantineWatch(InboxService):
     """Listens on a link of its own, so that nothing else that the operator's service does delays it.
 
     A context manager. One thread acts on complaints, in the order in which they came.
@@ -54,29 +52,18 @@ class QuarantineWatch:
         self._lock_out = lock_out
         self._lift_ended = lift_ended
         self._look_s = time.monotonic() + LIFT_EVERY_S
-        self._inbox = Inbox(
-            endpoint,
-            LinkOptions(
-                identity, keepalive_s=5, is_clean_start=True, session_expiry_s=0, longest_delay_s=1.0
-            ),
-            [Subscription(COMPLAINT.filter(fleet), retain_handling=2)],
-            self._judge,
-            on_time=self._look,
-            due_s=lambda: self._look_s,
+        super().__init__(
+            Inbox(
+                endpoint,
+                LinkOptions(
+                    identity, keepalive_s=5, is_clean_start=True, session_expiry_s=0, longest_delay_s=1.0
+                ),
+                [Subscription(COMPLAINT.filter(fleet), retain_handling=2)],
+                self._judge,
+                on_time=self._look,
+                due_s=lambda: self._look_s,
+            )
         )
-
-    def __enter__(self) -> Self:
-        self._inbox.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Finish what is being done, and leave."""
-        self._inbox.stop()
 
     def _look(self) -> None:
         self._look_s = time.monotonic() + LIFT_EVERY_S

@@ -108,6 +108,30 @@ class Inbox:
             _logger.exception("%s: %s not handled", self._thread.name, what)
 
 
+class InboxService:
+    """Base of services that do all their work in one inbox; a context manager.
+
+    Raises:
+        LinkError: on entering: the broker cannot be reached or refuses.
+    """
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    def __enter__(self) -> Self:
+        self._inbox.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Handle what has come, and leave."""
+        self._inbox.stop()
+
+
 def _until(due_s: float) -> float:
     """Never nothing, so that what has come is looked at between two calls."""
     return max(1e-6, due_s - time.monotonic())

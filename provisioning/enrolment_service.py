@@ -11,8 +11,6 @@ import base64
 import binascii
 import logging
 from hashlib import sha256
-from types import TracebackType
-from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -20,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from protocol.codec import decode, encode
 from protocol.enrolment_messages import EnrollRequest, EnrollResponse
 from protocol.errors import MessageError, ProvisioningError
-from protocol.inbox import Inbox
+from protocol.inbox import Inbox, InboxService
 from protocol.link import Endpoint, LinkOptions, Received, Subscription
 from protocol.topics import CLAIM_MOUNT, ENROLL_REQUEST, ENROLL_RESPONSE, Role
 from provisioning.claim_book import ClaimBook, ClaimRefusedError
@@ -86,7 +84,7 @@ class EnrolmentDesk:
         )
 
 
-class EnrolmentService:
+class EnrolmentService(InboxService):
     """The desk on a link; a context manager. One thread answers, in the order in which requests came.
 
     Args:
@@ -99,25 +97,14 @@ class EnrolmentService:
     def __init__(self, fleet: FleetDirectory, endpoint: Endpoint, *, device_port: int) -> None:
         self._desk = EnrolmentDesk(fleet, device_port)
         everything = f"{CLAIM_MOUNT}{ENROLL_REQUEST.filter(fleet.fleet)}"
-        self._inbox = Inbox(
-            endpoint,
-            LinkOptions(".".join(PROVISIONER), keepalive_s=5, is_clean_start=True, session_expiry_s=0),
-            [Subscription(everything, retain_handling=2)],
-            self._answer,
+        super().__init__(
+            Inbox(
+                endpoint,
+                LinkOptions(".".join(PROVISIONER), keepalive_s=5, is_clean_start=True, session_expiry_s=0),
+                [Subscription(everything, retain_handling=2)],
+                self._answer,
+            )
         )
-
-    def __enter__(self) -> Self:
-        self._inbox.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Answer what has come, and leave."""
-        self._inbox.stop()
 
     def _answer(self, request: Received) -> None:
         answer = self._desk.answer(request.topic, request.payload)
