@@ -186,6 +186,7 @@ class SessionDesk:
             live.perform(live.machine.stop(self.now_s()))
             live.detach()
         self._sessions.clear()
+        self._seeking.clear()
         self._parts.journals.remove_unused()
 
     def give_up_all(self, error: SledError) -> None:

@@ -257,7 +257,8 @@ class SessionTable:
         window = incoming.window
         effects: list[Effect] = []
         is_newer = window.generation > session.generation
-        if not is_newer and window.base > session.length and session.n_ahead >= MAX_AHEAD:
+        n_ahead = session.n_ahead if window.base > session.length else len(session.waiting) - 1
+        if not is_newer and n_ahead >= MAX_AHEAD:
             return [Drop("too_far_ahead")]
         if is_newer:
             session.rewind(min(window.base, session.length), window.generation)

@@ -13,7 +13,7 @@ from device_agent.chat_events import Finished
 from device_agent.checkpoint_reader import CheckpointReader
 from device_agent.kept import Kept
 from protocol.errors import SessionError
-from protocol.link import Received, Subscription
+from protocol.link import Published, Received, Subscription
 from protocol.topics import STATE
 from tests.integration.live_chat import alone, last, serving, wait_for
 from tests.live_fleet import WAIT_S, LiveFleet, Recorder
@@ -154,6 +154,25 @@ def test_p22_a_copy_of_a_verifier_that_never_returns_expires_by_itself(
     kept = Kept.of(state)
     assert kept is not None
     assert kept.age_s == 60 - state.expires_in_s
+
+
+def test_p22_a_copy_whose_time_is_over_is_given_to_nobody(live_fleet: LiveFleet) -> None:
+    """The broker drops it by itself; two seconds here, as written by a verifier that is gone."""
+    topic = STATE.topic("f", v="v1", d="dev-f", n=0)
+    with live_fleet.link("verifier.v1", writer := Recorder()) as link:
+        link.publish(topic, b"kept for a while", is_retained=True, expiry_s=2)
+        writer.next(Published)
+
+    def is_there() -> bool:
+        with live_fleet.link("dev-f", reader := Recorder()) as link:
+            link.subscribe([Subscription(topic, qos=0)])
+            link.wait_subscribed(WAIT_S)
+            token = link.publish(topic, b"")
+            reader.next(Published, lambda event: event.token == token)
+            return any(isinstance(event, Received) and event.is_retained for event in reader.events)
+
+    assert is_there()
+    wait_for(lambda: not is_there())
 
 
 def test_after_a_failover_the_copy_at_the_other_verifier_is_cleared(

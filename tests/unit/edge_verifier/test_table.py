@@ -136,6 +136,21 @@ def test_p1_at_most_two_windows_wait_beyond_the_position(desk: Desk) -> None:
     assert dropped(desk, "too_far_ahead") == 1
 
 
+def test_p1_windows_at_the_position_do_not_pile_up_either(desk: Desk) -> None:
+    """A faulty device sends another one in its place again and again while the step runs; one is answered."""
+    device = opened(desk)
+    first = device.window()
+    desk.send(device, first)
+    for _ in range(50):
+        desk.send(device, device.window())
+    (session,) = desk.table
+    assert len(session.waiting) <= 3
+    assert dropped(desk, "too_far_ahead") == 48
+    assert [verdict.round for verdict in desk.run()] == [first.round]
+    device.raise_generation()
+    assert only_verdict(desk.ask(device, device.window())).tokens
+
+
 def test_p2_a_lost_verdict_is_answered_again_from_memory_without_a_step(desk: Desk) -> None:
     device = opened(desk)
     window = device.window(draft=tuple(true_tokens(device, 3)))
