@@ -53,6 +53,27 @@ def test_it_is_complete_when_somebody_asks_for_it(live_fleet: LiveFleet, tmp_pat
     assert list(text[start:]) == alone(whole, 120)
 
 
+def test_p16_without_its_journal_it_is_complete_all_the_same(live_fleet: LiveFleet, tmp_path: Path) -> None:
+    """A new SD card with the old identity: the agent goes on from what the broker kept."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for home in (first, second):
+        home.mkdir()
+    with serving(live_fleet, paced_engine()):
+        drafter = TableDrafter(table_engine(), error_rate=1.0)
+        with table_agent(live_fleet, "dev-c", first, drafter) as agent:
+            agent.wait_ready(WAIT_S)
+            list(islice(agent.chat(OPTIONS).send("hold on"), 3))
+        with table_agent(live_fleet, "dev-c", second, TableDrafter(table_engine())) as agent:
+            assert finish_cut_off(agent, threading.Event()) == 1
+            with agent.chat(resume=True) as chat:
+                assert not chat.is_interrupted
+                text = chat.tokens
+                again = last(chat.send("and on"))
+    start = text.index(2) + 1
+    whole = dataclasses.replace(again, prompt_ids=text[:start], temperature=1.3)
+    assert list(text[start:]) == alone(whole, 120)
+
+
 def test_it_waits_for_its_verifier_and_a_stop_leaves_it_cut_off(
     live_fleet: LiveFleet, tmp_path: Path
 ) -> None:
