@@ -38,8 +38,11 @@ _NEAR = 2.0
 _ROUNDING = 1e-9
 """Far more than what rounding may do to a uniform that is computed from a noise."""
 
-_INFINITY_BITS, _MINUS_INFINITY_BITS = 0x7F80, 0xFF80
-"""Of a bfloat16; what is greater as a number without sign, and has the same sign bit, is NaN."""
+_MINUS_INFINITY_BITS = 0xFF80
+"""Of a bfloat16. What is greater, as a number without sign, is NaN with a sign."""
+
+_INFINITY, _MINUS_INFINITY = 0x7F80, -0x7F81
+"""As integers in the order of bfloat16 numbers; what is greater than infinity is NaN."""
 
 Floats = NDArray[np.floating[Any]]
 RawLogits = NDArray[Any]
@@ -77,11 +80,6 @@ class _Reaching(NamedTuple):
     ids: Ids
     values: Floats
 
-    def of_rows(self, is_meant: NDArray[np.bool_]) -> _Reaching:
-        """Without those of other rows."""
-        kept = is_meant[self.row_of]
-        return _Reaching(self.row_of[kept], self.ids[kept], self.values[kept])
-
 
 def choose_rows(blocks: Sequence[ChoiceRows]) -> list[list[int | None]]:
     """The tokens of each block's rows, as `ChoiceRows.token` gives them.
@@ -118,50 +116,32 @@ def _greatest(logits: RawLogits) -> list[int | None]:
     greatest = logits[np.arange(len(best)), best]
     if logits.dtype == np.int16 and greatest.min(initial=1) <= 0:
         return _greatest(as_floats(logits))
-    is_finite = _finite_rows([logits], greatest)
+    is_finite = _finite_rows(logits, greatest)
     return [token if each else None for token, each in zip(best.tolist(), is_finite.tolist(), strict=True)]
 
 
 def _sampled(blocks: Sequence[ChoiceRows], n_candidates: int) -> Iterator[int | None]:
     """The choices of all rows of blocks that ask for equally many candidates, one after another."""
-    tables = _joined(blocks)
-    columns = np.concatenate([_columns(table, n_candidates) for table in tables])
-    nth = max(0, columns.shape[1] - n_candidates)
-    bounds = np.partition(columns, nth, axis=1)[:, nth]
-    if bounds.dtype == np.int16 and bounds.min(initial=1) <= 0:
-        return _sampled([each._replace(logits=as_floats(each.logits)) for each in blocks], n_candidates)
-    is_finite = _finite_rows(tables, columns.max(axis=1))
-    if tables[0].shape[1] < _LONG_COLUMN * columns.shape[1]:
-        reaching = _reaching(tables, bounds)
-    else:
-        reaching = _reaching_in_columns(tables, columns, bounds)
-    if not is_finite.all():
-        reaching = reaching.of_rows(is_finite)
-    return _choices(reaching, is_finite, blocks, n_candidates)
+    n_before, finite, parts = 0, [], []
+    for logits in _joined(blocks):
+        part, is_finite = _reaching(logits, n_candidates)
+        parts.append(part._replace(row_of=part.row_of + n_before))
+        finite.append(is_finite)
+        n_before += len(logits)
+    reaching = _Reaching(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    return _choices(reaching, np.concatenate(finite), blocks, n_candidates)
 
 
-def _joined(blocks: Sequence[ChoiceRows]) -> list[RawLogits]:
-    """The logits of all blocks: in few tables where copying costs less than calls for each block would."""
+def _joined(blocks: Sequence[ChoiceRows]) -> Iterator[RawLogits]:
+    """The logits of all blocks: some together, where copying costs less than calls for each block would."""
     every = [block.logits for block in blocks]
     vocab_size = every[0].shape[1]
     if vocab_size > _LONGEST_COPIED:
-        return every
+        yield from every
+        return
     n_each = max(1, _COPIED_TOGETHER // (vocab_size * max(1, *map(len, every))))
-    return [np.concatenate(every[i : i + n_each]) for i in range(0, len(every), n_each)]
-
-
-def _finite_rows(tables: Sequence[RawLogits], greatest: RawLogits) -> NDArray[np.bool_]:
-    """Which rows may be chosen from, given the greatest of each: NaN and infinity are where they stand.
-
-    -infinity only means never, but not in all of a row. As integers, NaN with a sign are not the greatest.
-    """
-    is_finite: NDArray[np.bool_]
-    if greatest.dtype == np.int16:
-        greatest_bits = np.concatenate([table.view(np.uint16).max(axis=1) for table in tables])
-        is_finite = (greatest < _INFINITY_BITS) & (greatest_bits <= _MINUS_INFINITY_BITS)
-    else:
-        is_finite = np.isfinite(greatest)
-    return is_finite
+    for i in range(0, len(every), n_each):
+        yield np.concatenate(every[i : i + n_each])
 
 
 def _columns(logits: RawLogits, n_candidates: int) -> RawLogits:
@@ -182,36 +162,67 @@ def _column_length(vocab_size: int, n_candidates: int) -> int:
     return 1 << (longest.bit_length() - 1)
 
 
-def _reaching(tables: Sequence[RawLogits], bounds: RawLogits) -> _Reaching:
-    """All logits not below their row's bound."""
-    n_before, parts = 0, []
-    for table in tables:
-        vocab_size = table.shape[1]
-        found = np.flatnonzero(table >= bounds[n_before : n_before + len(table), None])
-        row_of = found // vocab_size
-        values = as_floats(table.ravel().take(found))
-        parts.append(_Reaching(row_of + n_before, found - row_of * vocab_size, values))
-        n_before += len(table)
-    return _Reaching(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+def _reaching(logits: RawLogits, n_candidates: int) -> tuple[_Reaching, NDArray[np.bool_]]:
+    """All logits not below one that `n_candidates` of the row reach; and the rows that may be chosen from."""
+    columns, bounds = _bounds(logits, n_candidates)
+    is_in_order = logits.dtype == np.int16 and bounds.min(initial=1) <= 0
+    table = _in_order(logits) if is_in_order else logits
+    if is_in_order:
+        columns, bounds = _bounds(table, n_candidates)
+        bounds[bounds == 0] = -1  # both zeros reach it
+    if logits.shape[1] < _LONG_COLUMN * columns.shape[1]:
+        found = np.flatnonzero(table >= bounds[:, None])
+    else:
+        found = _reaching_in_columns(table, columns, bounds)
+    is_finite = _finite_rows(logits, columns.max(axis=1))
+    row_of = found // logits.shape[1]
+    if not is_finite.all():
+        is_meant = is_finite[row_of]
+        found, row_of = found[is_meant], row_of[is_meant]
+    values = as_floats(logits.ravel().take(found))
+    return _Reaching(row_of, found - row_of * logits.shape[1], values), is_finite
 
 
-def _reaching_in_columns(tables: Sequence[RawLogits], columns: RawLogits, bounds: RawLogits) -> _Reaching:
-    """As `_reaching`, by looking into those columns only that reach the bound."""
-    vocab_size, n_columns = tables[0].shape[1], columns.shape[1]
+def _bounds(logits: RawLogits, n_candidates: int) -> tuple[RawLogits, RawLogits]:
+    """The columns of each row, and what `n_candidates` of them reach; all of them where there are fewer."""
+    columns = _columns(logits, n_candidates)
+    nth = max(0, columns.shape[1] - n_candidates)
+    return columns, np.partition(columns, nth, axis=1)[:, nth]
+
+
+def _in_order(bits: RawLogits) -> RawLogits:
+    """Integers in the order of bfloat16 numbers, given their bits: those of negative ones run backwards."""
+    ordered: RawLogits = bits >> 15
+    ordered &= 0x7FFF
+    ordered ^= bits
+    return ordered
+
+
+def _finite_rows(logits: RawLogits, greatest: RawLogits) -> NDArray[np.bool_]:
+    """Which rows may be chosen from, given the greatest of each: NaN and infinity are where they stand.
+
+    -infinity only means never, but not in all of a row. As integers, NaN with a sign are not the greatest.
+    """
+    is_finite: NDArray[np.bool_]
+    if greatest.dtype == np.int16:
+        is_finite = (greatest > _MINUS_INFINITY) & (greatest < _INFINITY)
+        is_finite &= logits.view(np.uint16).max(axis=1) <= _MINUS_INFINITY_BITS
+    else:
+        is_finite = np.isfinite(greatest)
+    return is_finite
+
+
+def _reaching_in_columns(logits: RawLogits, columns: RawLogits, bounds: RawLogits) -> Ids:
+    """Flat indices, by row, of logits not below their row's bound: only columns that reach it have some."""
+    vocab_size, n_columns = logits.shape[1], columns.shape[1]
     column = np.flatnonzero(columns >= bounds[:, None])
     row_of = column // n_columns
     first = column - row_of * n_columns
     ids = first[:, None] + np.arange(0, vocab_size, n_columns)
-    flat = np.minimum(ids, vocab_size - 1)
-    ends = np.searchsorted(row_of, np.cumsum([len(table) for table in tables]))[:-1]
-    n_before, parts = 0, []
-    for table, rows, places in zip(tables, np.split(row_of, ends), np.split(flat, ends), strict=True):
-        parts.append(table.ravel().take(places + ((rows - n_before) * vocab_size)[:, None]))
-        n_before += len(table)
-    values = np.concatenate(parts)
-    found = np.flatnonzero((values >= bounds[row_of][:, None]) & (ids < vocab_size))
-    row_of = row_of.repeat(ids.shape[1]).take(found)
-    return _Reaching(row_of, ids.ravel().take(found), as_floats(values.ravel().take(found)))
+    flat = np.minimum(ids, vocab_size - 1) + (row_of * vocab_size)[:, None]
+    is_reaching = (logits.ravel().take(flat) >= bounds[row_of][:, None]) & (ids < vocab_size)
+    found: Ids = flat[is_reaching]
+    return found
 
 
 def _choices(

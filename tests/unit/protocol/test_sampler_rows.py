@@ -55,6 +55,11 @@ def _masked_bits(random: np.random.Generator, n: int, vocab_size: int) -> NDArra
     return _in_bits(_masked(random, n, vocab_size))
 
 
+def _zero_bits(random: np.random.Generator, n: int, vocab_size: int) -> NDArray[np.int16]:
+    """Many zeros of either sign, which are equal."""
+    return _in_bits(random.choice(np.array([-1.0, -0.0, 0.0, 0.5], np.float32), (n, vocab_size)))
+
+
 def _in_bits(logits: Rows) -> NDArray[np.int16]:
     return (logits.view(np.uint32) >> 16).astype(np.uint16).view(np.int16)
 
@@ -76,7 +81,7 @@ sampler_settings = st.builds(
 @given(
     st.integers(0, 2**32),
     st.sampled_from([1, 2, 7, 256, 257, 320, 1000, 4096, 5003]),
-    st.sampled_from([_smooth, _coarse, _flat, _masked, _bits, _low_bits, _masked_bits]),
+    st.sampled_from([_smooth, _coarse, _flat, _masked, _bits, _low_bits, _zero_bits, _masked_bits]),
     st.lists(st.tuples(sampler_settings, st.integers(0, 2**31), st.integers(1, 5)), min_size=1, max_size=20),
 )
 @example(0, 151_936, _smooth, [(SamplerSettings(temperature=1.0, top_k=40, seed=i), i, 2) for i in range(2)])
