@@ -22,10 +22,10 @@ from edge_verifier.effects import (
     WriteCheckpoint,
 )
 from edge_verifier.engine import EngineInfo
-from edge_verifier.kv_budget import KvBudget
 from edge_verifier.overload import overload_fault
 from edge_verifier.prefix_sharing import PrefixSharing
 from edge_verifier.quota import Quotas, n_tokens
+from edge_verifier.room import Room
 from edge_verifier.session import MAX_AHEAD, Session
 from edge_verifier.strangers import Strangers
 from edge_verifier.table_rules import TableRules
@@ -74,7 +74,7 @@ class SessionTable:
         self._by_sid: dict[int, Session] = {}
         self._next_sid = 0
         self._strangers = Strangers(self._rules.repeat_unknown_s)
-        self._budget = KvBudget.of(info)
+        self._room = Room(info, self._rules, self._quotas, self._by_sid)
         self._sharing = PrefixSharing(self._rules.prefixes, info, self._new_sid)
         self.price = 0.0
         self.is_draining = False
@@ -89,8 +89,7 @@ class SessionTable:
     @property
     def capacity(self) -> int:
         """Most sessions at once."""
-        own = self._rules.max_sessions
-        return self._info.max_sessions if own is None else min(own, self._info.max_sessions)
+        return self._room.capacity
 
     def get(self, sid: int) -> Session | None:
         """The session of that number, None once it is gone."""
@@ -144,32 +143,20 @@ class SessionTable:
         return self._refused(incoming, Fault("unknown_session", "open it with its whole text", wait_s))
 
     def _admission_fault(self, incoming: _Incoming) -> Fault | None:
-        if self.is_draining:
-            return Fault("draining", "this verifier takes no new sessions", self._strangers.wait_s(1.0))
-        if fault := overload_fault(self, self._rules, self.backlog_s, incoming.now_s):
-            return replace(fault, retry_after_s=self._strangers.wait_s(fault.retry_after_s))
-        staying = [session for session in self._by_sid.values() if not self._may_go(session, incoming)]
-        n_allowed = self._quotas.of(incoming.device).sessions
-        if n_allowed is not None and sum(each.device == incoming.device for each in staying) >= n_allowed:
-            detail = f"this device's quota of {n_allowed} sessions at a time is in use"
-            return Fault("quota_sessions", detail, self._strangers.wait_s(1.0) if n_allowed else 0.0)
-        if len(staying) >= self.capacity:
-            return Fault("busy", f"all {self.capacity} sessions are in use", self._strangers.wait_s(1.0))
+        """Why an opening is turned away now; those turned away together come back one after the other."""
         n_context = len(incoming.window.context or ())
-        if self._budget.is_room(incoming.key, n_context, staying, incoming.now_s):
-            return None
-        self._budget.turned_away(incoming.key, n_context, incoming.now_s)
-        wait_s = 1.0 + self._budget.n_waiting / max(1, len(staying))
-        detail = f"the memory of {len(staying)} sessions is in use, {self._budget.n_waiting} wait for some"
-        return Fault("busy", detail, self._strangers.wait_s(wait_s))
+        if self.is_draining:
+            fault: Fault | None = Fault("draining", "this verifier takes no new sessions", 1.0)
+        else:
+            fault = overload_fault(self, self._rules, self.backlog_s, incoming.now_s)
+            fault = fault or self._room.fault(incoming.key, n_context, incoming.now_s)
+        if fault is None or not fault.retry_after_s:
+            return fault
+        return replace(fault, retry_after_s=self._strangers.wait_s(fault.retry_after_s))
 
     def _quota_fault(self, incoming: _Incoming) -> Fault | None:
         excess = self._quotas.tokens_excess(incoming.device, n_tokens(incoming.window), incoming.now_s)
         return Fault(excess.reason, excess.detail, excess.retry_after_s) if excess else None
-
-    def _may_go(self, session: Session, incoming: _Incoming) -> bool:
-        """Whether a session would make room for an opening."""
-        return session.key == incoming.key or self._is_idle(session, incoming.now_s)
 
     def _open(self, incoming: _Incoming) -> list[Effect]:
         effects: list[Effect] = []
@@ -177,8 +164,10 @@ class SessionTable:
         if replaced is not None:
             had_one = replaced.checkpoint_length is not None
             effects += self._retire(replaced, replaced.generation, is_clearing=had_one)
-        effects += self._make_room(incoming)
-        self._budget.admitted(incoming.key)
+        n_context = len(incoming.window.context or ())
+        for idle in self._room.made_for(incoming.key, n_context, incoming.now_s):
+            effects += self._forget(idle)
+        self._room.admitted(incoming.key)
         session = Session(
             self._new_sid(),
             *incoming.key,
@@ -189,24 +178,6 @@ class SessionTable:
         self._by_key[incoming.key] = self._by_sid[session.sid] = session
         session.active_s = incoming.now_s
         return effects + self._take(session, incoming)
-
-    def _make_room(self, incoming: _Incoming) -> list[Effect]:
-        """Drop idle sessions until the opening fits; of a device at its quota, its own."""
-        effects: list[Effect] = []
-        n_allowed = self._quotas.of(incoming.device).sessions
-        own = [session for session in self._by_sid.values() if session.device == incoming.device]
-        if n_allowed is not None and len(own) >= n_allowed:
-            idle = sorted((each for each in own if self._is_idle(each, incoming.now_s)), key=_active_s)
-            effects += [effect for each in idle[: len(own) + 1 - n_allowed] for effect in self._forget(each)]
-        n_context = len(incoming.window.context or ())
-        while len(self._by_sid) >= self.capacity or not self._budget.is_room(
-            incoming.key, n_context, self._by_sid.values(), incoming.now_s
-        ):
-            dropped = self.drop_idle(incoming.now_s)
-            if not dropped:
-                break
-            effects += dropped
-        return effects
 
     def _take(self, session: Session, incoming: _Incoming) -> list[Effect]:
         """A checked window of a known session, neither older than its generation nor answered already."""
@@ -408,22 +379,13 @@ class SessionTable:
 
     def drop_idle(self, now_s: float) -> list[Effect]:
         """Drop the session idle longest, if any may be: its device rebuilds it when it speaks again."""
-        session = self._idle_longest(now_s)
+        session = self._room.idle_longest(now_s)
         return [] if session is None else self._forget(session)
 
     def drop_expired(self, now_s: float) -> list[Effect]:
         """Drop sessions idle for longer than their devices have conversations kept."""
         expired = [session for session in self._by_sid.values() if session.is_expired(now_s)]
         return [effect for session in expired for effect in self._forget(session)]
-
-    def _idle_longest(self, now_s: float) -> Session | None:
-        idle = (session for session in self._by_sid.values() if self._is_idle(session, now_s))
-        return min(idle, key=_active_s, default=None)
-
-    def _is_idle(self, session: Session, now_s: float) -> bool:
-        """Whether it may be dropped: its turn is over, or its device is silent in the middle of one."""
-        is_silent = now_s - session.active_s >= self._rules.min_idle_s
-        return not session.is_busy and (is_silent or session.finished is not None)
 
     def youngest(self) -> Session | None:
         """The session whose loss costs least: what was opened last has the least work in it."""
@@ -448,10 +410,6 @@ class SessionTable:
         window = incoming.window
         message = refusal(window.uid, window.generation, window.round, fault, self.price)
         return [Reply(*incoming.key, message)]
-
-
-def _active_s(session: Session) -> float:
-    return session.active_s
 
 
 def _ends_any(window: Window) -> bool:

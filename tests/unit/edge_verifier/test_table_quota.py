@@ -18,8 +18,8 @@ def desk() -> Desk:
 
 
 def limited(desk: Desk, **limits: int | None) -> Quotas:
-    desk.table._quotas = Quotas(Quota(**{"sessions": None, **limits}))
-    return desk.table._quotas
+    quotas = desk.table._quotas = desk.table._room._quotas = Quotas(Quota(**{"sessions": None, **limits}))
+    return quotas
 
 
 def answer(desk: Desk, device: ScriptedDevice, n_draft: int = 0) -> Verdict | Refusal:
