@@ -27,6 +27,7 @@ from device_agent.decision_thread import DecisionThread
 from device_agent.draft_worker import Drafted, DraftWorker
 from device_agent.drafter import Drafter
 from device_agent.duties_shell import Command, DutiesShell
+from device_agent.home_lock import HomeLock
 from device_agent.journal import JournalDirectory
 from device_agent.live_session import LiveSession
 from device_agent.readiness import Readiness
@@ -92,6 +93,7 @@ class DeviceAgent:
         """
         self.config = config
         self.tokenizer = tokenizer
+        self._home_lock = HomeLock(config.home, config.identity.device)
         self._info = drafter.info
         self._clock = clock
         self._thread = DecisionThread(config.identity.device, self._tick, self._due_s, clock)
@@ -166,7 +168,12 @@ class DeviceAgent:
         return self._clock()
 
     def start(self) -> None:
-        """Connect in the background and take part in the fleet."""
+        """Connect in the background and take part in the fleet.
+
+        Raises:
+            ConfigError: another agent runs in this home.
+        """
+        self._home_lock.acquire()
         shell = self._duties_shell
         shell.perform(self._link, shell.duties.start(self.now_s()))
         self._worker.start()
@@ -237,6 +244,7 @@ class DeviceAgent:
             self._thread.stop()
         self._worker.stop()
         self._link.stop(farewell=self._duties_shell.duties.farewell())
+        self._home_lock.release()
 
     def call(self, function: Callable[[], _ResultT]) -> _ResultT:
         """Run `function` on the agent's thread and return what it returns, or raise what it raises."""
