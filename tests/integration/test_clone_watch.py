@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,10 +21,28 @@ from tests.live_fleet import FAST, LiveFleet, Recorder
 STATUS = DEVICE_STATUS.topic("f", d="twin")
 CHEAT = b'{"v":1,"is_online":true,"incarnation":"0","others":["b"]}'
 """Whatever makes the honest board leave: its life comes first in the order of bytes, and names the other."""
+MUTE = b'{"v":1,"is_online":true,"incarnation":"0"}'
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "fleet.clone_watch"]
+
+
+def yielding(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Those that say who has stopped; before that the two may have been seen to take turns."""
+    return [text for text in warnings(caplog) if "yields to" in text]
+
+
+@contextmanager
+def copied(live: LiveFleet, status: bytes) -> Iterator[Link]:
+    """A copy of the device `twin` that says this and nothing else, and comes back when it is thrown out."""
+    link = Link(live.endpoint("twin"), LinkOptions("twin", **FAST), lambda _: None)
+    link.retain(STATUS, status)
+    link.start()
+    try:
+        yield link
+    finally:
+        link.stop()
 
 
 @pytest.mark.timeout(120)
@@ -32,18 +52,29 @@ def test_a_copy_that_heeds_no_rule_does_not_win_silently(
     caplog.set_level(logging.WARNING, "fleet.clone_watch")
     with LiveFleet(tmp_path) as live, served(live):
         wait_until(lambda: "as fleet.clones" in live.broker.log)
-        with FleetDevice(live, "twin", serial="board-1", incarnation="b") as honest:
-            cheat = Link(live.endpoint("twin"), LinkOptions("twin", **FAST), lambda _: None)
-            cheat.retain(STATUS, CHEAT)
-            cheat.start()
-            try:
-                assert honest.halted.wait(30)
-                cheat.wait_connected(10)
-                wait_until(lambda: bool(warnings(caplog)))
-            finally:
-                cheat.stop()
-    (line,) = warnings(caplog)
+        with (
+            FleetDevice(live, "twin", serial="board-1", incarnation="b") as honest,
+            copied(live, CHEAT) as cheat,
+        ):
+            assert honest.halted.wait(30)
+            cheat.wait_connected(10)
+            wait_until(lambda: bool(yielding(caplog)))
+    (line,) = yielding(caplog)
     assert "identity twin: life 'b' (serial 'board-1') has stopped and yields to life '0'" in line
+
+
+@pytest.mark.timeout(120)
+def test_a_copy_that_answers_nobody_is_told_of_while_it_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "fleet.clone_watch")
+    with LiveFleet(tmp_path) as live, served(live):
+        wait_until(lambda: "as fleet.clones" in live.broker.log)
+        with FleetDevice(live, "twin", incarnation="b") as honest, copied(live, MUTE):
+            wait_until(lambda: bool(warnings(caplog)))
+            assert not honest.halted.is_set()
+    (line,) = warnings(caplog)
+    assert "identity twin: lives '0' and 'b' throw each other out" in line
 
 
 @pytest.mark.timeout(120)
