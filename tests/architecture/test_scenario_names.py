@@ -21,6 +21,7 @@ FAULTS = {
     "device and broker lost together": "p16_device_and_broker_lost_together",
     "verifier's host lost half-open": "a_verifiers_host_lost_half_open_is_left_for_another",
     "verifier back after 40 s": "p3_a_verifier_that_is_back_after_40_s_harms_nothing",
+    "a former board in an old memory": "p15_a_foreign_life_in_an_old_memory_halts_nobody",
     "cloned identity": "p17_a_cloned_identity_is_said_and_one_of_the_two_leaves",
     "clock says 1970": "p18_a_board_whose_clock_says_1970_gets_through_the_broker_s_handshake",
     "verifier killed between receiving and publishing": "a_verifier_killed_between_receiving_and_publishing",
