@@ -10,7 +10,7 @@ import signal
 import threading
 from pathlib import Path
 
-import edge_verifier.service
+import edge_verifier.reception
 from bench.chaos_models import PAIRS, TablePace, new_engine
 from bench.recording import Recording, record_links
 from edge_verifier.service import VerifierService
@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    record_links(Recording(arguments.record, arguments.life), edge_verifier.service)
+    record_links(Recording(arguments.record, arguments.life), edge_verifier.reception)
     directory = FleetDirectory.open(arguments.fleet)
     tls = directory.endpoint_tls(backend_identity("verifier", arguments.name))
     engine = new_engine(arguments.pair, n_threads=1, pace=TablePace(step_s=arguments.step_s))

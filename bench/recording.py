@@ -65,7 +65,13 @@ def read_records(files: Sequence[Path]) -> list[Record]:
 
 
 def record_links(recording: Recording, module: ModuleType) -> None:
-    """From now on the links that `module` makes (the agent's or the service's) write to `recording`."""
+    """From now on the links that `module` makes (the agent's or the service's) write to `recording`.
+
+    Raises:
+        ValueError: it makes none.
+    """
+    if vars(module).get("Link") is not Link:
+        raise ValueError(f"{module.__name__} makes no links: name the module that does")
 
     class RecordingLink(Link):
         """A link that writes down sessions' messages."""

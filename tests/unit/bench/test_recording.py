@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from bench.recording import Recording, read_records, record_links
 from protocol.link import Endpoint, Link, LinkOptions
 from protocol.topics import DEVICE_STATUS, WINDOW
@@ -47,7 +49,11 @@ def test_records_of_several_lives_are_in_the_order_of_time_and_a_torn_end_is_lef
 
 def test_a_recorded_link_writes_the_sessions_messages_only(tmp_path: Path) -> None:
     module = ModuleType("owner")
-    record_links(Recording(tmp_path / "file", "dev-a#1"), module)
+    recording = Recording(tmp_path / "file", "dev-a#1")
+    with pytest.raises(ValueError, match="owner makes no links"):
+        record_links(recording, module)
+    vars(module)["Link"] = Link
+    record_links(recording, module)
     made: Link = module.Link(Endpoint("localhost", 1), LinkOptions("dev-a"), lambda _event: None)
     window = WINDOW.topic("f", v="v1", d="dev-a", n=0)
     made.publish(window, b"{}")
