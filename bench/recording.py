@@ -70,8 +70,7 @@ def record_links(recording: Recording, module: ModuleType) -> None:
     Raises:
         ValueError: it makes none.
     """
-    if vars(module).get("Link") is not Link:
-        raise ValueError(f"{module.__name__} makes no links: name the module that does")
+    _check_makes_links(module)
 
     class RecordingLink(Link):
         """A link that writes down sessions' messages."""
@@ -118,6 +117,11 @@ def record_links(recording: Recording, module: ModuleType) -> None:
                     recording.write("acknowledged", sequence=sequence, reason_code=event.reason_code)
 
     vars(module)["Link"] = RecordingLink
+
+
+def _check_makes_links(module: ModuleType) -> None:
+    if vars(module).get("Link") is not Link:
+        raise ValueError(f"{module.__name__} makes no links: name the module that does")
 
 
 def _is_session(topic: str) -> bool:
