@@ -89,6 +89,7 @@ class RaggedStep:
             span.cache.reserve(span.start + span.n)
         n_padding = n_rows - sum(span.n for span in spans)
         self._row_counts = [span.n for span in spans] + [n_padding] * (n_padding > 0)
+        self._n_unattended = 0 if is_exact else n_padding
         self._written = _by_layer([span.cache.views(span.start, span.start + span.n) for span in spans])
         self._seen = _by_layer([tiles.cache.views(0, tiles.n_keys) for tiles in self._tiles])
 
@@ -122,12 +123,16 @@ class RaggedStep:
         n_slots = query.shape[1]
         packed = query.reshape(kv_heads, grouped, n_slots, -1).transpose(1, 2)
         packed = packed.reshape(1, kv_heads, n_slots * grouped, -1)
-        queries = torch.split(packed, [tiles.n * tiles.size * grouped for tiles in self._tiles], dim=2)
+        sizes = [tiles.n * tiles.size * grouped for tiles in self._tiles]
+        queries = torch.split(packed[:, :, : sum(sizes)], sizes, dim=2)
         masks = self._masks_for(window, grouped, query.dtype)
         attended = [
             _attend(tiles, queries[i], *self._read(layer, i), masks[i], scaling=scaling, softcap=softcap)
             for i, tiles in enumerate(self._tiles)
         ]
+        if self._n_unattended:
+            shape = (1, kv_heads, self._n_unattended * grouped, attended[0].shape[3])
+            attended.append(packed.new_zeros(shape))
         joined = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
         out = joined.view(kv_heads, n_slots, grouped, -1).transpose(0, 1)
         out = out.reshape(n_slots, kv_heads * grouped, -1)

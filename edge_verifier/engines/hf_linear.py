@@ -25,6 +25,16 @@ def padded(n_rows: int) -> int:
     return -(-n_rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 
+def rounded(n_rows: int) -> int:
+    """The number of rows that a step of `n_rows` is padded to on the CPU when it need not be exact.
+
+    For every number of rows that a layer's shape has met oneDNN builds code (milliseconds) and keeps half a
+    MiB, so there are only eight numbers between a power of two and the next: at most an eighth more rows.
+    """
+    step = 1 << max(0, n_rows.bit_length() - 4)
+    return -(-n_rows // step) * step
+
+
 def prepare_linears(model: nn.Module, *, is_exact: bool) -> None:
     """Let every linear layer of a model on the CPU use packed weights, and blocks of rows when exact.
 

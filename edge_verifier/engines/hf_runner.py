@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -36,8 +36,10 @@ class StepRunner:
         self._model = loaded.model
         self._device = loaded.device
         self._vocab_size = loaded.vocab_size
-        self.is_exact = loaded.dtype == "float32" and loaded.device.type == "cpu"
-        if loaded.device.type == "cpu":
+        is_cpu = loaded.device.type == "cpu"
+        self.is_exact = loaded.dtype == "float32" and is_cpu
+        self._padded = _padding(is_cpu=is_cpu, is_exact=self.is_exact)
+        if is_cpu:
             with torch.inference_mode():
                 hf_linear.prepare_linears(loaded.model, is_exact=self.is_exact)
         if loaded.shards is not None:
@@ -77,7 +79,7 @@ class StepRunner:
 
     def _forward(self, rows: Sequence[Row], caches: Sequence[KvCache]) -> tuple[RawLogits, ...]:
         n_tokens = sum(len(row.tokens) for row in rows)
-        n_rows = hf_linear.padded(n_tokens) if self.is_exact else n_tokens
+        n_rows = self._padded(n_tokens)
         tokens: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
@@ -100,7 +102,7 @@ class StepRunner:
         if not wanted:
             self._model.base_model(**common)
             return np.empty((0, self._vocab_size), np.float32)
-        n_kept = hf_linear.padded(len(wanted)) if self.is_exact else len(wanted)
+        n_kept = self._padded(len(wanted))
         kept = torch.tensor(wanted + [0] * (n_kept - len(wanted)), device=self._device)
         logits = self._model(**common, logits_to_keep=kept).logits
         return _as_numpy(logits[0, : len(wanted), : self._vocab_size])
@@ -116,6 +118,13 @@ def _as_numpy(logits: Tensor) -> RawLogits:
         return bits
     numbers: NDArray[np.float32] = logits.float().cpu().numpy()
     return numbers
+
+
+def _padding(*, is_cpu: bool, is_exact: bool) -> Callable[[int], int]:
+    """How many rows are computed for so many."""
+    if is_exact:
+        return hf_linear.padded
+    return hf_linear.rounded if is_cpu else lambda n_rows: n_rows
 
 
 def _split(logits: RawLogits, counts: list[int]) -> tuple[RawLogits, ...]:

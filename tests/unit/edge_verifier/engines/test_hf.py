@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from edge_verifier.engine import CapacityError, Row
+from edge_verifier.engines import hf_linear
 from edge_verifier.engines.hf import TransformersEngine
 from protocol.errors import ModelError
 from protocol.sampler_rows import as_floats
@@ -186,6 +187,27 @@ def test_bfloat16_stays_near_the_plain_forward_pass(make_model: MakeModel) -> No
         assert (engine.info.dtype, engine.info.is_exact) == ("bfloat16", False)
     expected = _plain(target, text)
     assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
+
+
+def test_bfloat16_steps_of_any_number_of_rows_stay_near_the_plain_forward_pass(make_model: MakeModel) -> None:
+    """Rows are padded there, too: each session attends to its own, and padding to nobody."""
+    target, texts = make_model("qwen2"), [_text(n, 70) for n in range(3)]
+    expected = [_plain(target, text) for text in texts]
+    with _engine(target, dtype="bfloat16") as engine:
+        for lengths in ((17, 0, 0), (19, 23, 0), (1, 2, 30), (33, 34, 70)):
+            taken = [(engine.open(), i, n) for i, n in enumerate(lengths) if n]
+            rows = [Row(session, 0, texts[i][:n], min(n, 5)) for session, i, n in taken]
+            for (_, i, n), found in zip(taken, engine.submit(rows).result().logits, strict=True):
+                wanted = expected[i][:n][-5:]
+                assert found.shape == wanted.shape
+                assert np.linalg.norm(as_floats(found) - wanted) < 0.1 * np.linalg.norm(wanted)
+
+
+def test_numbers_of_rows_are_few_and_at_most_an_eighth_too_large() -> None:
+    found = [hf_linear.rounded(n) for n in range(1, 4097)]
+    assert found[:16] == [*range(1, 17)]
+    assert all(n <= rows <= n * 9 / 8 for n, rows in enumerate(found, 1))
+    assert len({*found}) == 16 + 8 * 8
 
 
 def test_logits_are_given_for_the_last_positions_only(make_model: MakeModel) -> None:
