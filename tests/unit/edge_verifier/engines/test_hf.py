@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from edge_verifier.engine import CapacityError, Row
-from edge_verifier.engines import hf_linear
+from edge_verifier.engines import hf_arena, hf_linear
 from edge_verifier.engines.hf import TransformersEngine
 from protocol.errors import ModelError
 from protocol.sampler_rows import as_floats
@@ -241,6 +241,21 @@ def test_a_failed_step_caches_nothing(make_model: MakeModel, monkeypatch: pytest
 
 def _raise(*_args: object) -> None:
     raise RuntimeError("out of something")
+
+
+def test_no_more_memory_is_taken_than_the_sessions_can_fill(make_model: MakeModel) -> None:
+    with _engine(make_model("llama"), max_sessions=3, max_context=200) as engine:
+        assert (engine.info.max_positions, engine.info.max_context) == (3 * 256, 200)
+
+
+def test_a_stated_budget_that_the_machine_has_not_got_is_refused_at_the_start(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_arena, "available_bytes", lambda: 3 << 20)
+    with pytest.raises(ModelError, match="4 MiB for KV caches cannot be had, 3 MiB are available"):
+        TransformersEngine(make_model("llama"), dtype="float32", device="cpu", n_threads=1, kv_bytes=4 << 20)
+    with _engine(make_model("llama")) as engine:
+        assert engine.info.max_positions is not None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
