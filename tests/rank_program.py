@@ -101,8 +101,8 @@ def hang(group: RankGroup, targets: list[str]) -> None:
 
 
 def differ(group: RankGroup, targets: list[str]) -> None:
-    """Processes that were told different things do not begin."""
-    options = OPTIONS | {"kv_bytes": OPTIONS["kv_bytes"] * (1 + group.rank)}
+    """Processes that were told different things do not begin: budgets, and sessions could fill either."""
+    options = OPTIONS | {"kv_bytes": (1 << 18) * (1 + group.rank)}
     if group.is_leader:
         load_engine(targets[0], group=group, **options)
     else:
