@@ -27,18 +27,21 @@ if TYPE_CHECKING:
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
 """Norm of the difference over norm of the logits. Wrong attention gives several tenths and more."""
 _LENGTHS = (21, 9)
+_N_LEARNED = 48
+"""One block of each size that linear layers have in exact mode, the head too: what oneDNN builds and keeps
+for each is there from the start."""
 _HINT = "choose a decoder-only model with standard attention, such as Llama, Qwen or Mistral"
 
 
 def learn_layers(runner: StepRunner, loaded: LoadedModel) -> dict[int, LayerShape]:
-    """What keys and values the model's layers have, seen in a step of one token.
+    """What keys and values the model's layers have, seen in a short step.
 
     Raises:
         ModelError: the architecture is not served right; it is named.
     """
-    cache = LayerLearner()
+    cache, n = LayerLearner(), min(_N_LEARNED, loaded.max_context)
     try:
-        runner.run([Row(0, 0, (0,), 1)], [cache])
+        runner.run([Row(0, 0, (0,) * n, n)], [cache])
     except Exception as error:
         raise ModelError(f"{_named(loaded)} cannot be served: {error}", hint=_HINT) from error
     return cache.layers
