@@ -195,13 +195,14 @@ class Conductor:
             except Exception as error:  # noqa: BLE001 - an engine's fault ends its step, never the service
                 self._fail(pieces, error)
                 return False
-            flight = Flight(tuple(pieces), self._clock(), future)
-            future.add_done_callback(partial(self._notify, flight))
+            future.add_done_callback(partial(self._notify, tuple(pieces), self._clock()))
             return True
         return False
 
-    def _notify(self, flight: Flight, _: Future[StepResult]) -> None:
-        self._on_done(flight)
+    def _notify(self, pieces: tuple[Slice, ...], submitted_s: float, future: Future[StepResult]) -> None:
+        # Only now there is a flight: a future whose callback held its flight would hold itself and its logits
+        # until the garbage collector comes by, which may be long.
+        self._on_done(Flight(pieces, submitted_s, future))
 
     def _make_room(self) -> bool:
         effects = self.table.drop_prefix() or self.table.drop_idle(self._clock())
