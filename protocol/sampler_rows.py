@@ -5,7 +5,7 @@ give a bound that at least k logits of the row reach, so that all candidates rea
 reach it the noisy maximum is found, and whether that token is a candidate is counted, not sorted. Where that
 is not sure, or where top-p asks for the order, the canonical function decides.
 
-RawLogits in bfloat16, which numpy does not know, come as the integers that their bits are. As such they are
+Logits in bfloat16, which numpy does not know, come as the integers that their bits are. As such they are
 compared: in their order as long as they are positive, and below all positive ones otherwise.
 """
 
@@ -30,7 +30,7 @@ _LONGEST_COPIED = 1 << 14
 """Rows of up to so many logits are copied to be looked at together."""
 
 _COPIED_TOGETHER = 1 << 18
-"""RawLogits that are looked at together, so few that they stay near to the processor."""
+"""Logits that are looked at together, so few that they stay near to the processor."""
 
 _NEAR = 2.0
 """Tokens so near to the greatest score get their noise first."""
@@ -164,30 +164,60 @@ def _column_length(vocab_size: int, n_candidates: int) -> int:
 
 def _reaching(logits: RawLogits, n_candidates: int) -> tuple[_Reaching, NDArray[np.bool_]]:
     """All logits not below one that `n_candidates` of the row reach; and the rows that may be chosen from."""
-    columns, bounds = _bounds(logits, n_candidates)
-    is_in_order = logits.dtype == np.int16 and bounds.min(initial=1) <= 0
-    table = _in_order(logits) if is_in_order else logits
-    if is_in_order:
-        columns, bounds = _bounds(table, n_candidates)
-        bounds[bounds == 0] = -1  # both zeros reach it
-    if logits.shape[1] < _LONG_COLUMN * columns.shape[1]:
-        found = np.flatnonzero(table >= bounds[:, None])
-    else:
-        found = _reaching_in_columns(table, columns, bounds)
-    is_finite = _finite_rows(logits, columns.max(axis=1))
+    if _column_length(logits.shape[1], n_candidates) >= _LONG_COLUMN:
+        return _reaching_by_row(logits, n_candidates)
+    table, columns, bounds = _bounds(logits, n_candidates)
+    found = np.flatnonzero(table >= bounds[:, None])
     row_of = found // logits.shape[1]
-    if not is_finite.all():
-        is_meant = is_finite[row_of]
-        found, row_of = found[is_meant], row_of[is_meant]
-    values = as_floats(logits.ravel().take(found))
-    return _Reaching(row_of, found - row_of * logits.shape[1], values), is_finite
+    reaching = _Reaching(row_of, found - row_of * logits.shape[1], as_floats(logits.ravel().take(found)))
+    return _without_others(reaching, _finite_rows(logits, columns.max(axis=1)))
 
 
-def _bounds(logits: RawLogits, n_candidates: int) -> tuple[RawLogits, RawLogits]:
-    """The columns of each row, and what `n_candidates` of them reach; all of them where there are fewer."""
+def _reaching_by_row(logits: RawLogits, n_candidates: int) -> tuple[_Reaching, NDArray[np.bool_]]:
+    """As `_reaching`, each row for itself, so that it stays near to the processor."""
+    ids, greatest = [], np.empty(len(logits), logits.dtype)
+    for n in range(len(logits)):
+        table, columns, bounds = _bounds(logits[n : n + 1], n_candidates)
+        ids.append(_reaching_in_columns(table[0], columns[0], bounds[0]))
+        greatest[n] = columns.max()
+    values = np.concatenate([row.take(each) for row, each in zip(logits, ids, strict=True)])
+    row_of = np.arange(len(logits)).repeat([len(each) for each in ids])
+    reaching = _Reaching(row_of, np.concatenate(ids), as_floats(values))
+    return _without_others(reaching, _finite_rows(logits, greatest))
+
+
+def _reaching_in_columns(row: RawLogits, columns: RawLogits, bound: np.generic) -> Ids:
+    """Tokens of a row that reach its bound, by looking into those columns only that do."""
+    n_columns = len(columns)
+    n_even = len(row) - len(row) % n_columns
+    column = (columns >= bound).nonzero()[0]
+    place, which = (row[:n_even].reshape(-1, n_columns).take(column, axis=1) >= bound).nonzero()
+    ids: Ids = place * n_columns + column[which]
+    if n_even < len(row):
+        ids = np.concatenate([ids, n_even + (row[n_even:] >= bound).nonzero()[0]])
+    return ids
+
+
+def _without_others(reaching: _Reaching, is_meant: NDArray[np.bool_]) -> tuple[_Reaching, NDArray[np.bool_]]:
+    """What is of rows that are meant; and these."""
+    if not is_meant.all():
+        kept = is_meant[reaching.row_of]
+        reaching = _Reaching(reaching.row_of[kept], reaching.ids[kept], reaching.values[kept])
+    return reaching, is_meant
+
+
+def _bounds(logits: RawLogits, n_candidates: int) -> tuple[RawLogits, RawLogits, RawLogits]:
+    """What to compare, the columns of each row, and what `n_candidates` of these reach, or all if fewer."""
     columns = _columns(logits, n_candidates)
     nth = max(0, columns.shape[1] - n_candidates)
-    return columns, np.partition(columns, nth, axis=1)[:, nth]
+    bounds = np.partition(columns, nth, axis=1)[:, nth]
+    if logits.dtype != np.int16 or bounds.min(initial=1) > 0:
+        return logits, columns, bounds
+    ordered = _in_order(logits)
+    columns = _columns(ordered, n_candidates)
+    bounds = np.partition(columns, nth, axis=1)[:, nth]
+    bounds[bounds == 0] = -1  # both zeros reach it
+    return ordered, columns, bounds
 
 
 def _in_order(bits: RawLogits) -> RawLogits:
@@ -210,19 +240,6 @@ def _finite_rows(logits: RawLogits, greatest: RawLogits) -> NDArray[np.bool_]:
     else:
         is_finite = np.isfinite(greatest)
     return is_finite
-
-
-def _reaching_in_columns(logits: RawLogits, columns: RawLogits, bounds: RawLogits) -> Ids:
-    """Flat indices, by row, of logits not below their row's bound: only columns that reach it have some."""
-    vocab_size, n_columns = logits.shape[1], columns.shape[1]
-    column = np.flatnonzero(columns >= bounds[:, None])
-    row_of = column // n_columns
-    first = column - row_of * n_columns
-    ids = first[:, None] + np.arange(0, vocab_size, n_columns)
-    flat = np.minimum(ids, vocab_size - 1) + (row_of * vocab_size)[:, None]
-    is_reaching = (logits.ravel().take(flat) >= bounds[row_of][:, None]) & (ids < vocab_size)
-    found: Ids = flat[is_reaching]
-    return found
 
 
 def _choices(
