@@ -34,6 +34,7 @@ from cli.verifier_process import VerifierProcess
 from edge_verifier.engines import load_reference
 from protocol import topics
 from protocol.codec import decode_reply, encode
+from protocol.identifiers import SLOTS
 from protocol.link import Endpoint, Link, LinkOptions, Received, Subscription, TlsFiles
 from protocol.messages import Window
 from provisioning.catalogue import bundled_pair
@@ -41,7 +42,7 @@ from provisioning.fleet_directory import FleetDirectory
 
 POLICIES = ("deadline", "greedy", "static")
 FLEET = "bench"
-N_LINKS = 16
+N_LINKS = 40
 N_PROMPTS = 8
 READY_S = 180.0
 VOCAB_SIZE = 4096
@@ -142,11 +143,13 @@ class LiveSite:
         if device.name not in self._places:
             free = (
                 (f"bench-{number}", slot)
-                for slot in range(8)
+                for slot in SLOTS
                 for number in range(N_LINKS)
                 if (other := self._at_place.get((f"bench-{number}", slot))) is None or other.finished
             )
-            place = next(free)
+            place = next(free, None)
+            if place is None:
+                raise SystemExit(f"more than {N_LINKS * len(SLOTS)} sessions at a time: give a lower load")
             self._places[device.name] = place
             self._at_place[place] = device
         return self._places[device.name]
