@@ -3,7 +3,7 @@
     python -m bench.chaos --minutes 10 --seed 1 --devices 4 [--pair bundled|table] [--plan]
 
 Device processes, two verifier processes with the bundled target in fp32 and one broker; the devices' links
-are emulated on rough profiles. The verifiers have a stated KV budget of 128 MiB, which they take at the start.
+are emulated on rough profiles. The verifiers have a stated KV budget of 128 MiB, taken at the start.
 Devices, verifiers and broker are killed (`kill -9`) at random moments, the broker also comes back without or
 with an old memory, links stall, break and turn into black holes. The same seed makes the same plan. All that
 is published, received and shown is recorded, and `bench.history` proves that no session lost, doubled or
