@@ -61,6 +61,14 @@ def printable(text: str) -> str:
     )
 
 
+def keep_log_off_conversation() -> None:
+    """On stderr only errors of the log, unless more was asked for: a chat tells its user of troubles."""
+    for handler in logging.getLogger().handlers:
+        is_stderr = handler.get_name() == _HANDLER and not isinstance(handler, logging.FileHandler)
+        if is_stderr and handler.level == logging.WARNING:
+            handler.setLevel(logging.ERROR)
+
+
 def start_logging(verbosity: int, log_file: Path | None) -> None:
     """Where log records go: warnings to stderr, and with verbosity 1 infos, with 2 everything.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import output
-from cli.diagnostics import say
+from cli.diagnostics import keep_log_off_conversation, say
 from cli.options import (
     HomeOption,
     JsonOption,
@@ -88,6 +88,7 @@ def talk(session: ChatSession, prompt: str | None, *, as_json: bool, timeout_s: 
             output.as_json(answer.to_json())
         return
     if sys.stdin.isatty():
+        keep_log_off_conversation()
         printer.note("type a message; /help lists commands, Ctrl-D leaves")
     converse(session, _read_line, printer)
 

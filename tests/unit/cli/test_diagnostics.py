@@ -54,3 +54,21 @@ def test_logging_started_again_takes_the_place_of_what_was_there(
     logging.getLogger("sled.test").warning("once")
     assert capsys.readouterr().err.count("once") == 1
     assert (tmp_path / "first.log").read_text() == ""
+
+
+def test_a_conversation_is_not_interrupted_by_warnings_but_the_log_file_has_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    diagnostics.start_logging(0, tmp_path / "chat.log")
+    diagnostics.keep_log_off_conversation()
+    logger = logging.getLogger("sled.test")
+    logger.warning("a new connection")
+    logger.error("a fault")
+    shown, kept = capsys.readouterr().err, (tmp_path / "chat.log").read_text()
+    assert "a new connection" not in shown
+    assert "a fault" in shown
+    assert "a new connection" in kept
+    diagnostics.start_logging(1, None)
+    diagnostics.keep_log_off_conversation()
+    logger.warning("asked for")
+    assert "asked for" in capsys.readouterr().err
