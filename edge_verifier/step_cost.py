@@ -113,7 +113,7 @@ class StepCost:
         scatter = _CAUTION**2 * self._noise * step_s**2
         # n with (headroom - n * price)^2 = n^2 * doubt + scatter, the smaller one
         rest = headroom_s**2 - scatter
-        if headroom_s <= 0.0 or rest <= 0.0:
+        if headroom_s < _LEAST_S or rest <= 0.0:
             return 0.0
         root = math.sqrt(max(0.0, headroom_s**2 * doubt + scatter * (price_s**2 - doubt)))
         return rest / (headroom_s * price_s + root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import socket
 import ssl
@@ -109,6 +110,12 @@ class LinkSocket(ssl.SSLSocket):
             raise
         except ssl.SSLError as error:
             self.refusal = getattr(error, "reason", None) or str(error)
+            raise
+        except OSError as error:
+            # So reads `ssl` from a socket that it is about to wrap and finds cut off; nobody else closes it.
+            is_being_made = self.version() is None
+            if is_being_made and error.errno not in (errno.ENOTCONN, errno.EINVAL):
+                self.close()
             raise
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the overridden signature

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_verifier.step_cost import StepCost, StepSize
@@ -112,6 +112,7 @@ def test_fewer_tokens_of_a_prompt_fit_where_steps_scatter() -> None:
     assert found[2] < found[1] - 0.05
 
 
+@example([], 3e-162, 0.0, 0)
 @given(
     st.lists(st.tuples(st.integers(1, 4096), st.integers(0, 512), st.floats(0.0, 10.0)), max_size=30),
     st.floats(-1.0, 10.0),
