@@ -98,7 +98,7 @@ def main() -> None:
     """Parse the command line, measure, print one line per step."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as folder:
-        target = arguments.target or in_passing(partial(random_target, Path(folder), arguments.shape))
+        target = arguments.target or random_target(Path(folder), arguments.shape)
         engine = TransformersEngine(
             target, dtype=arguments.dtype, device=arguments.device, n_threads=arguments.threads
         )
@@ -192,7 +192,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def random_target(folder: Path, shape: str) -> Path:
-    """Write a Qwen2 model of a shape with random weights and a tokenizer into `folder`."""
+    """Write a Qwen2 model of a shape with random weights and a tokenizer into `folder`, in passing."""
+    return in_passing(partial(_written_target, folder, shape))
+
+
+def _written_target(folder: Path, shape: str) -> Path:
     settings = SHAPES[shape]
     config = Qwen2Config(**settings, tie_word_embeddings=True, max_position_embeddings=4096)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)

@@ -16,13 +16,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from bench.engine_step import SHAPES, in_passing, random_target
+from bench.engine_step import SHAPES, random_target
 from bench.machine import describe_machine
 from bench.verifier_core import PacedSession, VerifierCore
 from edge_verifier.engine import Engine
@@ -118,7 +117,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         target = arguments.target
         if arguments.shape:
-            target = in_passing(partial(random_target, Path(folder), arguments.shape))
+            target = random_target(Path(folder), arguments.shape)
         engine = load_engine(
             target, dtype=arguments.dtype, device=arguments.device, n_threads=arguments.threads
         )

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 
 import edge_verifier.conductor as conductor_module
-from bench.engine_step import SHAPES, in_passing, random_target
+from bench.engine_step import SHAPES, random_target
 from bench.machine import describe_machine
 from broker_config.private_broker import PrivateBroker
 from edge_verifier.admission import Admission, Admitted
@@ -284,7 +283,7 @@ def main() -> int:
         name, target = "bundled", Path(__file__).parents[1] / "provisioning/pair/target"
         if arguments.shape:
             name = arguments.shape
-            target = in_passing(partial(random_target, folder / "model", name))
+            target = random_target(folder / "model", name)
         elif arguments.target:
             name, target = arguments.target.name, arguments.target
         engine = load_engine(

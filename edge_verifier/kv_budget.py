@@ -11,10 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from edge_verifier.engine import EngineInfo
-from edge_verifier.session import Session
-
-Key = tuple[str, int]
-"""Device and slot."""
+from edge_verifier.session import Key, Session
 
 _GROWTH = 64
 _PATIENCE_S = 10.0

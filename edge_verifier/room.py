@@ -7,12 +7,9 @@ from collections.abc import Iterator, Mapping
 from edge_verifier.engine import EngineInfo
 from edge_verifier.kv_budget import KvBudget
 from edge_verifier.quota import Quotas
-from edge_verifier.session import Session
+from edge_verifier.session import Key, Session
 from edge_verifier.table_rules import TableRules
 from edge_verifier.window_checks import Fault
-
-Key = tuple[str, int]
-"""Device and slot."""
 
 
 class Room:

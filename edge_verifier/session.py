@@ -27,6 +27,9 @@ MAX_SLACK_S = 2.0
 FIRST_TOKEN_S = 2.0
 """A turn's first token is due this long after its context came."""
 
+Key = tuple[str, int]
+"""Device and slot."""
+
 
 class Session:
     """The record of one session and the rules that need no other session. Pure: no clock, no I/O.
@@ -86,8 +89,8 @@ class Session:
         return self._chain
 
     @property
-    def key(self) -> tuple[str, int]:
-        """Device and slot."""
+    def key(self) -> Key:
+        """Where it is reached."""
         return self.device, self.slot
 
     @property

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-Key = tuple[str, int]
-"""Device and slot."""
+from edge_verifier.session import Key
 
 _MAX_REFUSED = 4096
 _MAX_RETIRED_KEYS = 4096

@@ -26,7 +26,7 @@ from edge_verifier.overload import overload_fault
 from edge_verifier.prefix_sharing import PrefixSharing
 from edge_verifier.quota import Quotas, n_tokens
 from edge_verifier.room import Room
-from edge_verifier.session import MAX_AHEAD, Session
+from edge_verifier.session import MAX_AHEAD, Key, Session
 from edge_verifier.strangers import Strangers
 from edge_verifier.table_rules import TableRules
 from edge_verifier.verdicts import Timing, known_verdict, verdict_of
@@ -46,7 +46,7 @@ class _Incoming:
     arrived_s: float
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         return self.device, self.slot
 
 
@@ -70,7 +70,7 @@ class SessionTable:
         self._quotas = quotas or Quotas()
         self._rules = rules or TableRules()
         self._max_context = longest_text(info)
-        self._by_key: dict[tuple[str, int], Session] = {}
+        self._by_key: dict[Key, Session] = {}
         self._by_sid: dict[int, Session] = {}
         self._next_sid = 0
         self._strangers = Strangers(self._rules.repeat_unknown_s)

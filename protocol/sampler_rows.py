@@ -208,16 +208,19 @@ def _without_others(reaching: _Reaching, is_meant: NDArray[np.bool_]) -> tuple[_
 
 def _bounds(logits: RawLogits, n_candidates: int) -> tuple[RawLogits, RawLogits, RawLogits]:
     """What to compare, the columns of each row, and what `n_candidates` of these reach, or all if fewer."""
-    columns = _columns(logits, n_candidates)
-    nth = max(0, columns.shape[1] - n_candidates)
-    bounds = np.partition(columns, nth, axis=1)[:, nth]
+    columns, bounds = _columns_and_bounds(logits, n_candidates)
     if logits.dtype != np.int16 or bounds.min(initial=1) > 0:
         return logits, columns, bounds
     ordered = _in_order(logits)
-    columns = _columns(ordered, n_candidates)
-    bounds = np.partition(columns, nth, axis=1)[:, nth]
+    columns, bounds = _columns_and_bounds(ordered, n_candidates)
     bounds[bounds == 0] = -1  # both zeros reach it
     return ordered, columns, bounds
+
+
+def _columns_and_bounds(table: RawLogits, n_candidates: int) -> tuple[RawLogits, RawLogits]:
+    columns = _columns(table, n_candidates)
+    nth = max(0, columns.shape[1] - n_candidates)
+    return columns, np.partition(columns, nth, axis=1)[:, nth]
 
 
 def _in_order(bits: RawLogits) -> RawLogits:

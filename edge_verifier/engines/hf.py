@@ -67,14 +67,16 @@ class TransformersEngine:
         try:
             loaded = self._thread.submit(load).result()
             self._runner = self._thread.submit(StepRunner, loaded).result()
-            prepared = partial(
+            prepared = self._thread.submit(
                 prepare,
+                self._runner,
+                loaded,
                 n_threads=n_threads,
                 max_sessions=max_sessions,
                 max_context=max_context,
                 kv_bytes=kv_bytes,
             )
-            memory = self._thread.submit(prepared, self._runner, loaded).result()
+            memory = prepared.result()
         except BaseException:
             self._thread.shutdown()
             raise
