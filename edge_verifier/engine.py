@@ -163,5 +163,8 @@ class Engine(Protocol):
         ...
 
     def shutdown(self) -> None:
-        """Finish the steps submitted so far and free everything; a second call does nothing."""
+        """Finish the steps submitted so far and free everything; a second call does nothing.
+
+        `submit` and `fork` raise ModelError from then on; `truncate` and `close` only keep the books.
+        """
         ...

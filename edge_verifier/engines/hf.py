@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,9 @@ class TransformersEngine:
         self._ledger = Ledger(limits)
         worker = LocalWorker(self._runner, memory)
         self._worker: Worker = worker if group is None else LeadingWorker(worker, group)
-        self._truncations: list[tuple[int, int]] = []
+        self._truncations: deque[tuple[int, int]] = deque()
+        self._n_truncations = 0  # ordered so far; the model's thread has done the first `_n_truncated`
+        self._n_truncated = 0
         self._is_shut_down = False
         self._info = _info(loaded, limits, is_exact=self._runner.is_exact and not _has_experts(loaded))
         logger.info(
@@ -111,6 +114,8 @@ class TransformersEngine:
 
     def fork(self, session: int, length: int) -> int:
         """See `Engine.fork`."""
+        if self._is_shut_down:
+            raise ModelError("the engine is shut down")
         forked = self._ledger.fork(session, length)
         self._do(self._worker.fork, forked, session, length)
         return forked
@@ -119,6 +124,7 @@ class TransformersEngine:
         """See `Engine.truncate`."""
         self._ledger.truncate(session, length)
         self._truncations.append((session, length))
+        self._n_truncations += 1
 
     def close(self, session: int) -> None:
         """See `Engine.close`."""
@@ -142,16 +148,17 @@ class TransformersEngine:
         self._thread.shutdown(wait=True)
 
     def _do(self, call: Callable[..., T], *arguments: object) -> Future[T]:
-        """Call on the model's thread, after the truncations since the last call.
+        """Call on the model's thread, after the truncations up to now.
 
         These wait for company: handing over each for itself takes longer than a small step's planning.
         """
-        truncations, self._truncations = self._truncations, []
-        return self._thread.submit(self._after, truncations, call, *arguments)
+        return self._thread.submit(self._after, self._n_truncations, call, *arguments)
 
-    def _after(self, truncations: Iterable[tuple[int, int]], call: Callable[..., T], *arguments: object) -> T:
-        for session, length in truncations:
-            self._worker.truncate(session, length)
+    def _after(self, n_truncations: int, call: Callable[..., T], *arguments: object) -> T:
+        """Also does the truncations that a cancelled step before it has left undone."""
+        while self._n_truncated < n_truncations:
+            self._n_truncated += 1
+            self._worker.truncate(*self._truncations.popleft())
         return call(*arguments)
 
 

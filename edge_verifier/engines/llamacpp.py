@@ -129,6 +129,8 @@ class LlamaCppEngine:
 
     def fork(self, session: int, length: int) -> int:
         """See `Engine.fork`. Both sessions use the same cells, which are counted for each."""
+        if self._is_shut_down:
+            raise ModelError("the engine is shut down")
         forked = self._ledger.fork(session, length)
         self._sequences[forked] = self._free_sequences.pop()
         self._thread.submit(self._runner.copy, self._sequences[session], self._sequences[forked], length)
@@ -137,13 +139,13 @@ class LlamaCppEngine:
     def truncate(self, session: int, length: int) -> None:
         """See `Engine.truncate`."""
         self._ledger.truncate(session, length)
-        self._thread.submit(self._runner.cut, self._sequences[session], length)
+        self._cut(self._sequences[session], length)
 
     def close(self, session: int) -> None:
         """See `Engine.close`."""
         self._ledger.close(session)
         sequence = self._sequences.pop(session)
-        self._thread.submit(self._runner.cut, sequence, 0)
+        self._cut(sequence, 0)
         self._free_sequences.append(sequence)
 
     def submit(self, rows: Sequence[Row]) -> Future[StepResult]:
@@ -163,6 +165,10 @@ class LlamaCppEngine:
         self._thread.shutdown(wait=True)
         self._runner.close()
         self._model.close()
+
+    def _cut(self, sequence: int, length: int) -> None:
+        if not self._is_shut_down:
+            self._thread.submit(self._runner.cut, sequence, length)
 
 
 class _Runner:
@@ -201,10 +207,13 @@ class _Runner:
         ]
         try:
             parts = [self._decode(tokens[i : i + MAX_BATCH]) for i in range(0, len(tokens), MAX_BATCH)]
-        except ModelError:
+        except Exception as error:
             for row, sequence in zip(rows, sequences, strict=True):
                 self._context.cut(sequence, row.start)
-            raise
+            if isinstance(error, ModelError):
+                raise
+            logger.exception("step of %d rows failed", len(rows))
+            raise ModelError(f"the engine failed in a step: {error}") from error
         for row, sequence in zip(rows, sequences, strict=True):
             self._lengths[sequence] += len(row.tokens)
         logits = _split(parts[0] if len(parts) == 1 else np.concatenate(parts), rows)

@@ -98,6 +98,8 @@ class TableEngine:
 
     def fork(self, session: int, length: int) -> int:
         """See `Engine.fork`."""
+        if self._is_shut_down:
+            raise ModelError("the engine is shut down")
         forked = self._ledger.fork(session, length)
         self._do(lambda: self._states.__setitem__(forked, self._begun(session, length)))
         return forked
@@ -152,6 +154,8 @@ class TableEngine:
         return held[:length] if len(held) >= length else []
 
     def _step(self, rows: tuple[Row, ...], future: Future[StepResult]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         started_s = perf_counter()
         self.steps.append(rows)
         try:

@@ -5,9 +5,12 @@ The first two serve the same weights and are compared with the model's own plain
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,40 @@ class Bench:
 
     def assert_equal(self, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=self.tolerance)
+
+    @contextmanager
+    def held(self, engine: Any) -> Iterator[None]:
+        """Nothing that is submitted within runs before the end."""
+        if isinstance(engine, TableEngine):
+            engine._held = deque()
+            yield
+            while engine.run_next():
+                pass
+            engine._held = None
+            return
+        may_go_on = Event()
+        engine._thread.submit(may_go_on.wait, 30.0)
+        try:
+            yield
+        finally:
+            may_go_on.set()
+
+    @contextmanager
+    def failing(self, engine: Any) -> Iterator[None]:
+        """What is submitted within fails, having computed a part where the engine computes in parts."""
+        with pytest.MonkeyPatch.context() as patched:
+            if isinstance(engine, TableEngine):
+                engine.fail_next(ModelError("broken"))
+            elif hasattr(engine._runner, "_forward"):
+                patched.setattr(engine._runner, "_call", _break)
+            else:
+                decode = engine._runner._context.decode
+                patched.setattr(engine._runner, "_decode", lambda tokens: (decode(tokens), _break()))
+            yield
+
+
+def _break(*_arguments: object) -> None:
+    raise RuntimeError("broken")
 
 
 @pytest.fixture(scope="module")
@@ -195,15 +232,13 @@ def test_a_fork_needs_a_source_and_room(bench: Bench) -> None:
 
 def test_a_fork_of_what_a_failed_step_was_to_cache_holds_nothing(bench: Bench) -> None:
     engine, text = bench.make(), _text(5, 6)
-    if isinstance(engine, TableEngine):
-        pytest.skip("runs steps at once: there is nothing to cancel")
     session = engine.open()
-    busy = engine.submit([Row(engine.open(), 0, _text(1, 400), 0)])
-    assert engine.submit([Row(session, 0, text[:3], 0)]).cancel()
-    fork = engine.fork(session, 3)
+    with bench.held(engine):
+        assert engine.submit([Row(session, 0, text[:3], 0)]).cancel()
+        fork = engine.fork(session, 3)
+        after = engine.submit([Row(fork, 3, text[3:4], 1)])
     with pytest.raises(ModelError, match="failed step"):
-        engine.submit([Row(fork, 3, text[3:4], 1)]).result()
-    busy.result()
+        after.result()
     engine.truncate(fork, 0)
     bench.assert_equal(engine.submit([Row(fork, 0, text, 6)]).result().logits[0], bench.plain(text))
 
@@ -227,6 +262,8 @@ def test_the_kv_budget_limits_positions_and_a_refused_step_changes_nothing(bench
     engine.submit([Row(first, 0, text[:200], 0)]).result()
     with pytest.raises(CapacityError):
         engine.submit([Row(second, 0, text[:100], 0), Row(first, 200, text[:1], 1)])
+    with pytest.raises(CapacityError):
+        engine.fork(first, 100)
     engine.truncate(first, 100)
     logits = engine.submit([Row(second, 0, text[:100], 1)]).result().logits[0]
     bench.assert_equal(logits, bench.plain(text[:100])[-1:])
@@ -257,17 +294,45 @@ def test_a_row_that_cannot_be_right_is_refused_before_any_work(bench: Bench, row
 
 def test_a_cancelled_step_caches_nothing_and_its_session_needs_a_rollback(bench: Bench) -> None:
     engine, text = bench.make(), _text(5, 6)
-    if isinstance(engine, TableEngine):
-        pytest.skip("runs steps at once: there is nothing to cancel")
     session = engine.open()
-    busy = engine.submit([Row(engine.open(), 0, _text(1, 400), 0)])
-    cancelled = engine.submit([Row(session, 0, text[:3], 0)])
-    assert cancelled.cancel()
+    with bench.held(engine):
+        assert engine.submit([Row(session, 0, text[:3], 0)]).cancel()
+        after = engine.submit([Row(session, 3, text[3:4], 1)])
     with pytest.raises(ModelError, match="failed step"):
-        engine.submit([Row(session, 3, text[3:4], 1)]).result()
-    busy.result()
+        after.result()
     engine.truncate(session, 0)
     bench.assert_equal(engine.submit([Row(session, 0, text, 6)]).result().logits[0], bench.plain(text))
+
+
+def test_a_rollback_before_a_cancelled_step_of_other_sessions_is_made_all_the_same(bench: Bench) -> None:
+    engine, text, other = bench.make(), _text(5, 12), _text(6, 6)
+    session, cancelled = engine.open(), engine.open()
+    engine.submit([Row(session, 0, text[:9], 0)]).result()
+    with bench.held(engine):
+        engine.truncate(session, 4)
+        assert engine.submit([Row(cancelled, 0, other, 0)]).cancel()
+        found = engine.submit([Row(session, 4, other, 6)])
+    bench.assert_equal(found.result().logits[0], bench.plain((*text[:4], *other))[4:])
+
+
+def test_a_failed_step_caches_nothing_of_any_of_its_rows(bench: Bench) -> None:
+    """One row is longer than what llama.cpp takes at once: the part that was computed goes, too."""
+    engine, text, other = bench.make(max_context=900), _text(5, 700), _text(6, 20)
+    long, short, third = (engine.open() for _ in range(3))
+    engine.submit([Row(short, 0, other[:7], 0), Row(third, 0, other, 0)]).result()
+    with bench.failing(engine):
+        future = engine.submit([Row(short, 7, other[7:9], 1), Row(long, 0, text, 1)])
+        with pytest.raises(ModelError, match="broken"):
+            future.result()
+    with pytest.raises(ModelError, match="failed step"):
+        engine.submit([Row(short, 9, other[9:], 1)]).result()
+    engine.truncate(short, 7)
+    engine.truncate(long, 0)
+    rows = [Row(long, 0, text, 1), Row(short, 7, other[7:], 13), Row(third, 20, text[:5], 5)]
+    found = engine.submit(rows).result().logits
+    bench.assert_equal(found[0], bench.plain(text)[-1:])
+    bench.assert_equal(found[1], bench.plain(other)[7:])
+    bench.assert_equal(found[2], bench.plain((*other, *text[:5]))[20:])
 
 
 def test_nothing_is_taken_after_shutdown_and_what_was_submitted_is_finished(bench: Bench) -> None:
@@ -278,4 +343,8 @@ def test_nothing_is_taken_after_shutdown_and_what_was_submitted_is_finished(benc
     assert future.result().logits[0].shape == (1, VOCAB_SIZE)
     with pytest.raises(ModelError, match="shut down"):
         engine.submit([Row(session, 30, (5,), 1)])
+    with pytest.raises(ModelError, match="shut down"):
+        engine.fork(session, 30)
+    engine.truncate(session, 10)
+    engine.close(session)
     engine.shutdown()
