@@ -111,7 +111,7 @@ class PrefixSharing:
         if n == 0:
             return []
         sid = self._new_sid()
-        dropped = self.prefixes.add(sid, tokens[:n], holder.device, is_shared=True)
+        dropped = self.prefixes.add(sid, tokens[:n], holder.device, is_shared=True, is_coming=True)
         return [*map(Close, dropped), Share(sid, holder.sid, n, 0)]
 
 

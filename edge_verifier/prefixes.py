@@ -50,6 +50,7 @@ class _Entry:
     device: str
     tokens: list[int]
     is_shared: bool  # more than one session began so
+    is_coming: bool  # the engine has yet to copy it
 
 
 class Prefixes:
@@ -112,9 +113,15 @@ class Prefixes:
             length = min(length, self._limit // self._block * self._block)
         return length // PREFIX_BLOCK * PREFIX_BLOCK
 
-    def add(self, sid: int, tokens: Sequence[int], device: str, *, is_shared: bool) -> list[int]:
-        """Keep a prefix; the entries that have to go for it."""
-        self._entries[sid] = _Entry(device, list(tokens), is_shared)
+    def add(
+        self, sid: int, tokens: Sequence[int], device: str, *, is_shared: bool, is_coming: bool = False
+    ) -> list[int]:
+        """Keep a prefix; the entries that have to go for it.
+
+        Args:
+            is_coming: the engine does not hold it before `came`.
+        """
+        self._entries[sid] = _Entry(device, list(tokens), is_shared, is_coming)
         dropped = []
         while len(self._entries) > self._rules.max_entries or (
             self._limit is not None and self.n_positions > self._limit
@@ -122,13 +129,22 @@ class Prefixes:
             dropped.append(self._entries.popitem(last=False)[0])
         return dropped
 
+    def came(self, sid: int) -> None:
+        """The engine holds it now, if it is one of ours."""
+        if sid in self._entries:
+            self._entries[sid].is_coming = False
+
     def remove(self, sid: int) -> None:
         """The engine does not hold it."""
         self._entries.pop(sid, None)
 
     def drop(self, keeping: int | None = None) -> int | None:
-        """Give up the entry unused longest, other than `keeping`; None when there is none."""
-        sid = next((each for each in self._entries if each != keeping), None)
+        """Give up the entry unused longest, other than `keeping`; None when there is none.
+
+        One that is still coming has no memory to give, and would come all the same and belong to nobody.
+        """
+        droppable = (sid for sid, entry in self._entries.items() if sid != keeping and not entry.is_coming)
+        sid = next(droppable, None)
         if sid is not None:
             del self._entries[sid]
         return sid

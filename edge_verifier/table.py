@@ -323,12 +323,20 @@ class SessionTable:
         """Positions of the KV budget that hold prefixes for sessions to come."""
         return self._sharing.prefixes.n_positions
 
+    @property
+    def n_kv_positions(self) -> int:
+        """Positions of the KV budget that are taken, prefixes among them; in whole blocks."""
+        block = self._info.block
+        n_blocks = sum(-(-len(session.cached) // block) for session in self._by_sid.values())
+        return n_blocks * block + self.n_prefix_positions
+
     def drop_prefix(self, keeping: int | None = None) -> list[Effect]:
         """Give up a kept prefix for its memory, the one unused longest; nothing when there is none."""
         return self._sharing.drop(keeping)
 
     def on_shared(self, share: Share) -> None:
         """A `Share` has been done."""
+        self._sharing.prefixes.came(share.sid)
         session = self._by_sid.get(share.sid)
         if session is not None:
             session.adopt(share.length)
