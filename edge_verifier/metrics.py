@@ -44,6 +44,12 @@ class Metrics:
         self._saved_tokens = Counter(
             "sled_saved_prompt_tokens", "Prompt tokens not computed for it", registry=self.registry
         )
+        self._kv_positions = Gauge(
+            "sled_kv_positions", "KV positions taken, in whole blocks", registry=self.registry
+        )
+        self._kv_positions_limit = Gauge(
+            "sled_kv_positions_limit", "KV positions that there are; 0 for no limit", registry=self.registry
+        )
         self._prefix_positions = Gauge(
             "sled_prefix_positions",
             "KV positions that hold prefixes for sessions to come",
@@ -96,8 +102,15 @@ class Metrics:
         """Count a window that needs no answer."""
         self._dropped.labels(reason).inc()
 
-    def load(self, n_sessions: int, price: float, n_prefix_positions: int = 0) -> None:
-        """Set the present load."""
+    def limit(self, max_positions: int | None) -> None:
+        """Set the KV budget."""
+        self._kv_positions_limit.set(max_positions or 0)
+
+    def load(
+        self, n_sessions: int, price: float, *, n_kv_positions: int = 0, n_prefix_positions: int = 0
+    ) -> None:
+        """Set the present load; the prefixes' positions are among those of `n_kv_positions`."""
+        self._kv_positions.set(n_kv_positions)
         self._prefix_positions.set(n_prefix_positions)
         self._sessions.set(n_sessions)
         self._price.set(price)

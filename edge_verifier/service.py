@@ -84,6 +84,7 @@ class VerifierService:
         config = config or VerifierConfig()
         self.config = config
         self.metrics = Metrics()
+        self.metrics.limit(engine.info.max_positions)
         self._clock = clock
         self._name = name
         self._mailbox: Mailbox[_Event, Admitted] = Mailbox(clock=clock)
@@ -283,7 +284,12 @@ class VerifierService:
         )
         if status is not None:
             self._publisher.advertise(status)
-        self.metrics.load(len(table), table.price, table.n_prefix_positions)
+        self.metrics.load(
+            len(table),
+            table.price,
+            n_kv_positions=table.n_kv_positions,
+            n_prefix_positions=table.n_prefix_positions,
+        )
         self._freed_memory.tend(now_s)
         again_s = self._again[0][0] if self._again else self._expiry_look_s if len(table) else None
         return self._earliest(self._advert.next_s, self._earliest(again_s, self._drain.look_s(now_s)))

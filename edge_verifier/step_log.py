@@ -35,14 +35,8 @@ class StepLog:
 
     def __call__(self, record: StepRecord) -> None:
         """Log one step."""
-        _logger.log(
-            self._level,
-            "step %d: %d sessions, %d tokens, %.1f ms",
-            record.number,
-            record.n_sessions,
-            record.n_tokens,
-            1000.0 * record.step_s,
-        )
+        if _logger.isEnabledFor(self._level):
+            _logger.log(self._level, "step %s", _fields(record))
         self._since_s = record.started_s if self._since_s is None else self._since_s
         total = self._sum
         total.n_steps += 1
@@ -67,3 +61,24 @@ class StepLog:
             1000.0 * total.step_s / total.n_steps,
         )
         self._sum, self._since_s = _Sum(), None
+
+
+def _fields(record: StepRecord) -> str:
+    """A step as `name=value`, for people and for whatever reads logs."""
+    fields = {
+        "number": record.number,
+        "sessions": record.n_sessions,
+        "windows": record.n_windows,
+        "tokens": record.n_tokens,
+        "prompt_tokens": record.n_prompt_tokens,
+        "drafted": record.n_drafted,
+        "accepted": record.n_accepted,
+        "longest_queue_ms": _ms(max(record.queue_s, default=0.0)),
+        "step_ms": _ms(record.step_s),
+        "settle_ms": _ms(record.settle_s),
+    }
+    return " ".join(f"{name}={value}" for name, value in fields.items())
+
+
+def _ms(time_s: float) -> str:
+    return f"{1000.0 * time_s:.1f}"

@@ -100,7 +100,7 @@ def test_windows_of_many_devices_share_steps_and_the_log_says_so(
         assert device.script.committed[4:] == expected
     assert max(record.n_windows for record in records) > 1
     largest = max(record.n_sessions for record in records)
-    assert any(f": {largest} sessions, " in line for line in caplog.messages if line.startswith("step "))
+    assert any(f" sessions={largest} " in line for line in caplog.messages if line.startswith("step "))
 
 
 def test_what_is_neither_engine_nor_device_takes_little_of_a_round(live_fleet: LiveFleet) -> None:

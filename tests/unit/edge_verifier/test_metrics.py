@@ -32,6 +32,8 @@ def test_steps_and_refusals_are_served_over_http() -> None:
     metrics = Metrics()
     metrics.stepped(RECORD)
     metrics.refused("bad_message", "dev-a")
+    metrics.limit(4096)
+    metrics.load(3, 0.5, n_kv_positions=640, n_prefix_positions=128)
     endpoint = metrics.serve(0, "127.0.0.1")
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics") as answer:
@@ -40,6 +42,13 @@ def test_steps_and_refusals_are_served_over_http() -> None:
         endpoint.stop()
     assert "sled_accepted_tokens_total 12.0" in text
     assert "sled_queue_seconds_count 4.0" in text
+    for gauge in (
+        "sessions 3.0",
+        "kv_positions 640.0",
+        "kv_positions_limit 4096.0",
+        "prefix_positions 128.0",
+    ):
+        assert f"\nsled_{gauge}\n" in text
     assert 'sled_refusals_total{device="dev-a",reason="bad_message"} 1.0' in text
 
 
@@ -58,15 +67,17 @@ def test_labels_are_bounded() -> None:
     assert metrics.n_refused("bad_message", "other") == 200
 
 
-def test_the_step_line_says_sessions_tokens_and_time(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_step_line_has_every_figure_by_name(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "edge_verifier"):
         log = StepLog(20, summary_s=60.0)
         log(RECORD)
         log.summarise()
-    assert caplog.messages == [
-        "step 1: 5 sessions, 31 tokens, 8.2 ms",
-        "1 steps: 5.0 sessions each, 5 at most, 31.0 tokens, 8.2 ms",
-    ]
+    line, summary = caplog.messages
+    assert line == (
+        "step number=1 sessions=5 windows=4 tokens=31 prompt_tokens=10 drafted=17 accepted=12"
+        " longest_queue_ms=4.0 step_ms=8.2 settle_ms=1.0"
+    )
+    assert summary == "1 steps: 5.0 sessions each, 5 at most, 31.0 tokens, 8.2 ms"
 
 
 def test_records_are_kept_up_to_a_bound_and_told_to_listeners() -> None:
