@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from cli.agents import agent_of
 from cli.chat.answer import Answer, collect
 from cli.chat.printer import Printer
-from cli.diagnostics import error, say
+from cli.diagnostics import say
 from cli.installed import ensure_installed
 from cli.provisioned import provision
 from cli.site import Site
@@ -23,7 +25,7 @@ from cli.targets import resolve_draft, resolve_target
 from device_agent.agent import DeviceAgent
 from device_agent.chat import ChatOptions, ChatSession
 from device_agent.controller import ControllerOptions
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, LinkError, SledError
 from protocol.identifiers import new_seed
 from protocol.messages import SamplerSettings
 from provisioning.bundle import ModelFiles
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 LOAD_TIMEOUT_S = 600.0
 CONNECT_TIMEOUT_S = 30.0
+_LOOK_S = 1.0
+"""How often is looked whether it still makes sense to wait for a verifier."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class DemoFleet:
         self._parts = ExitStack()
         self._devices: list[DemoDevice] = []
         self._dtype = ""
+        self._loss: SledError | None = None
+        self._on_loss: Callable[[SledError], None] | None = None
 
     def __enter__(self) -> Self:
         options = self._options
@@ -126,7 +132,7 @@ class DemoFleet:
             self._dtype = str(site.wait_ready(LOAD_TIMEOUT_S)["dtype"])
             for device in self._devices:
                 device.agent.wait_ready(CONNECT_TIMEOUT_S)
-            parts.enter_context(SiteWatch(site, error))
+            parts.enter_context(SiteWatch(site, self._lose))
             self._parts = parts.pop_all()
         say(f"broker, verifier and {options.n_devices} device(s) are running, over mutual TLS")
         return self
@@ -136,9 +142,18 @@ class DemoFleet:
     ) -> None:
         self._parts.close()
 
+    def on_loss(self, call: Callable[[SledError], None]) -> None:
+        """Have `call` told, on any thread, when broker or verifier has ended for good, now or before.
+
+        Without it the answers under way end with the error.
+        """
+        self._on_loss = call
+        if self._loss is not None:
+            call(self._loss)
+
     def open_chat(self) -> ChatSession:
         """A conversation on the first device."""
-        return self._devices[0].agent.chat(self._options.chat)
+        return self._open(self._devices[0], self._options.chat)
 
     def answer(self, prompts: Sequence[str], *, live: bool) -> list[DemoAnswer]:
         """Have the prompts answered, dealt to the devices in turn; each device gets at least one.
@@ -147,6 +162,9 @@ class DemoFleet:
 
         Args:
             live: stream the answers to the terminal.
+
+        Raises:
+            SledError: an answer failed, or broker or verifier has ended for good.
         """
         n_answers = max(len(prompts), len(self._devices))
         jobs = list(enumerate(islice(cycle(prompts), n_answers)))
@@ -189,10 +207,38 @@ class DemoFleet:
     def _ask(self, device: DemoDevice, index: int, prompt: str, show: Any) -> DemoAnswer:  # noqa: ANN401 - a callback or None
         base = self._options.chat.seed
         seed = new_seed() if base is None else (base + index) % 2**64
-        with device.agent.chat(replace(self._options.chat, seed=seed)) as session:
-            answer = collect(session.send(prompt), show)
+        with self._open(device, replace(self._options.chat, seed=seed)) as session:
+            events = session.send(prompt)
+            self._check()  # a loss before the sending has ended nothing
+            answer = collect(events, show)
         max_tokens = self._options.chat.max_tokens or device.agent.settings.max_tokens
         return DemoAnswer(device.name, device.draft, prompt, self._dtype, max_tokens, answer)
+
+    def _open(self, device: DemoDevice, options: ChatOptions) -> ChatSession:
+        """A conversation; while the verifier is being started again this waits for it."""
+        until_s = time.monotonic() + LOAD_TIMEOUT_S
+        while True:
+            self._check()
+            with suppress(LinkError):
+                device.agent.wait_ready(_LOOK_S)
+            try:
+                return device.agent.chat(options)
+            except LinkError as error:
+                if not error.is_retryable or time.monotonic() > until_s:
+                    raise
+
+    def _check(self) -> None:
+        if self._loss is not None:
+            raise self._loss
+
+    def _lose(self, loss: SledError) -> None:
+        """Nobody will answer any more. On the watch's thread."""
+        self._loss = loss
+        if self._on_loss is not None:
+            self._on_loss(loss)
+            return
+        for device in self._devices:
+            device.agent.call(partial(device.agent.desk.give_up_all, loss))
 
 
 def _is_identical(alone: Reference, answer: Answer, max_tokens: int) -> bool:

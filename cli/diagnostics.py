@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 the operation failed; 2 usage or configuration; 3 broker or verifier out of reach
 (trying again makes sense); 4 a model cannot be used; 5 a session cannot go on; 6 an identity, bundle or
-fleet directory cannot be used; 7 a process of a target that several hold is gone; 130 interrupted.
+fleet directory cannot be used; 7 a process of a target that several hold is gone; 8 the verifier ended again
+and again; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class ExitCode(IntEnum):
     SESSION = 5
     PROVISIONING = 6
     RANK_LOST = 7
+    VERIFIER_LOST = 8
     INTERRUPTED = 130
 
 

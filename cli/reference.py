@@ -19,7 +19,8 @@ HEAD = """# Command line
 Made by `make docs` from the commands' own help. stdout is data, stderr is narration; every read command has
 `--json`. Exit codes: 0 done, 1 the operation failed, 2 usage or configuration, 3 broker or verifier out of
 reach, 4 a model cannot be used, 5 a session cannot go on, 6 an identity, bundle or fleet directory cannot be
-used, 7 a process of a target that several hold is gone, 130 interrupted.
+used, 7 a process of a target that several hold is gone, 8 the verifier ended again and again, 130
+interrupted.
 """
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from broker_config.private_broker import PrivateBroker
 from cli.broker_address import BrokerAddress
+from cli.kept_verifier import KeptVerifier
 from cli.targets import resolve_target
 from cli.verifier_process import VerifierProcess
 
@@ -68,17 +69,14 @@ class Site:
             backend_port=backend_port,
             claim_port=claim_port,
         )
+        self.verifier = KeptVerifier(self._start_verifier)
         self._parts = ExitStack()
-        self._verifier: VerifierProcess | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as parts:
             parts.enter_context(self.broker)
             self.address.store(self._fleet.path)
-            verifier = VerifierProcess(
-                self._verifier_arguments, log_file=self._log_file, verbosity=self._verbosity
-            )
-            self._verifier = parts.enter_context(verifier)
+            parts.enter_context(self.verifier)
             self._parts = parts.pop_all()
         return self
 
@@ -93,18 +91,19 @@ class Site:
         broker = self.broker
         return BrokerAddress(self._host, broker.device_port, broker.backend_port, broker.claim_port)
 
-    @property
-    def verifier(self) -> VerifierProcess:
-        """The verifier's process; only inside the `with` block."""
-        if self._verifier is None:
-            raise RuntimeError("the site has not been entered")
-        return self._verifier
-
     def wait_ready(self, timeout_s: float) -> dict[str, Any]:
         """Return once the verifier takes sessions; what it says of itself."""
         return self.verifier.wait_ready(timeout_s)
 
     def check(self) -> None:
-        """Start a broker that has crashed again; raise when broker or verifier has ended otherwise."""
+        """Start a broker that has crashed again, and a verifier that has ended; never waits for long.
+
+        Raises:
+            BrokerError: the broker has ended otherwise, or crashes again and again.
+            VerifierLostError: the verifier ends again and again.
+        """
         self.broker.revive()
         self.verifier.check()
+
+    def _start_verifier(self) -> VerifierProcess:
+        return VerifierProcess(self._verifier_arguments, log_file=self._log_file, verbosity=self._verbosity)

@@ -12,7 +12,7 @@ from protocol.errors import SledError
 
 
 class SiteWatch:
-    """Starts a crashed broker again, for as long as a `with` block inside the site's lasts.
+    """Starts a crashed broker or verifier again, for as long as a `with` block inside the site's lasts.
 
     Args:
         failed: told once, on the watch's thread, when broker or verifier has ended for good.

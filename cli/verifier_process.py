@@ -44,6 +44,7 @@ class VerifierProcess:
             [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         self._lines: Queue[bytes] = Queue()
+        self._has_spoken = threading.Event()
         threading.Thread(target=self._read, name="verifier-output", daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -77,11 +78,15 @@ class VerifierProcess:
         ready: dict[str, Any] = orjson.loads(line)
         return ready
 
-    def check(self) -> None:
-        """Raise VerifierExitedError when the process has ended."""
-        exit_code = self._process.poll()
-        if exit_code is not None:
-            raise VerifierExitedError(exit_code)
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes sessions, or has taken some before it ended."""
+        return self._has_spoken.is_set()
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it has ended, a signal as its negative number; None while it runs."""
+        return self._process.poll()
 
     def stop(self) -> None:
         """Let it drain and end; kill it when it does not."""
@@ -102,5 +107,6 @@ class VerifierProcess:
             return
         with output:
             for line in output:
+                self._has_spoken.set()
                 self._lines.put(line)
         self._lines.put(b"")

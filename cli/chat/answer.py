@@ -45,22 +45,24 @@ class Answer:
 
 
 def collect(events: Iterator[ChatEvent], show: Callable[[ChatEvent], None] | None = None) -> Answer:
-    """The answer that `events` make, each of them also given to `show`.
+    """The answer that `events` make, each of them also given to `show`, but for a failure.
 
     Raises:
-        SledError: the turn failed.
+        SledError: the turn failed; whoever takes it tells the user.
     """
     from device_agent.chat_events import Failed, Finished, TextDelta
 
     parts: list[str] = []
+    show = show or (lambda _: None)
     for event in events:
-        if show is not None:
-            show(event)
+        if isinstance(event, Failed):
+            if parts:
+                show(TextDelta("\n", ()))
+            raise event.error
+        show(event)
         match event:
             case TextDelta(text):
                 parts.append(text)
-            case Failed(error):
-                raise error
             case Finished(reason, stats):
                 return Answer("".join(parts), reason, stats)
             case _:

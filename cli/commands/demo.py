@@ -96,10 +96,13 @@ def demo(
 
 def _chat(fleet: DemoFleet) -> None:
     from cli.commands.chat import talk
+    from cli.interruption import Interruption
 
-    session = fleet.open_chat()
-    say(f"verifier {session.verifier}, seed {session.seed}")
-    talk(session, None, as_json=False)
+    with Interruption() as interruption:
+        fleet.on_loss(interruption.by)
+        session = fleet.open_chat()
+        say(f"verifier {session.verifier}, seed {session.seed}")
+        talk(session, None, as_json=False)
 
 
 def _print(answer: dict[str, object], *, is_live: bool) -> None:

@@ -38,7 +38,11 @@ def up(
     log_file: Annotated[Path | None, typer.Option(help="The verifier's log.")] = None,
     timeout: Annotated[float, typer.Option(min=1.0, help="Seconds to load the target.")] = 600.0,
 ) -> None:
-    """Run the fleet's broker and one verifier on this machine until Ctrl-C."""
+    """Run the fleet's broker and one verifier on this machine until Ctrl-C.
+
+    A broker that crashes and a verifier that ends are started again. Exit code 8 when the verifier ends five
+    times in a row within 30 seconds of being ready, or before it is.
+    """
     from cli.broker_address import BACKEND_PORT, CLAIM_PORT, DEVICE_PORT, BrokerAddress
     from cli.site import CHECK_INTERVAL_S, Site
     from provisioning.fleet_directory import FleetDirectory

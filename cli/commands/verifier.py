@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import output, ranks
-from cli.diagnostics import say
+from cli.diagnostics import ExitCode, say
 from cli.options import FleetOption, JsonOption, TimeoutOption
 from cli.stop_event import stop_on_signals
 from protocol.errors import LinkError, ProvisioningError, SessionError
@@ -93,7 +93,8 @@ def run(
     if group is not None and not group.is_leader:
         ranks.follow(group, path, **loading)
         return
-    stop = _stop_event(until_stdin_closes=until_stdin_closes)
+    is_loaded = threading.Event()
+    stop = _stop_event(is_loaded, until_stdin_closes=until_stdin_closes)
     directory = FleetDirectory.open(fleet)
     settings = VerifierConfig.load(config, os.environ, {"step_log_level": "info" if log_steps else None})
     tls = _identity(directory, name)
@@ -101,6 +102,7 @@ def run(
     say(f"loading target {path}")
     with ranks.loading(group):
         engine = load_engine(path, group=group, **loading)
+    is_loaded.set()
     with ranks.leading(group) as check:
         try:
             usage_file = directory.path / "verifiers" / name / "usage.json"
@@ -176,7 +178,7 @@ def _start(service: VerifierService) -> None:
         raise
 
 
-def _stop_event(*, until_stdin_closes: bool) -> threading.Event:
+def _stop_event(is_loaded: threading.Event, *, until_stdin_closes: bool) -> threading.Event:
     stop = stop_on_signals()
     if until_stdin_closes:
 
@@ -184,6 +186,8 @@ def _stop_event(*, until_stdin_closes: bool) -> threading.Event:
             # Not sys.stdin: its lock, held by this thread, would end the interpreter's shutdown in an abort.
             while os.read(STDIN, 4096):
                 pass
+            if not is_loaded.is_set():  # nobody has come yet, and a load cannot be interrupted
+                os._exit(ExitCode.FAILED)
             stop.set()
 
         threading.Thread(target=wait_for_end, name="parent-watch", daemon=True).start()

@@ -148,6 +148,17 @@ def test_collect_gives_text_and_figures_and_raises_what_failed() -> None:
         collect(iter([Failed(SessionError("gone"), STATS)]))
 
 
+def test_a_failure_that_is_raised_is_told_once_on_a_line_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failed = Failed(SessionError("the target is gone"), STATS)
+    with pytest.raises(SessionError, match="gone"):
+        collect(iter([TextDelta("half", (3,)), failed]), Printer().show)
+    shown = capsys.readouterr()
+    assert shown.out == "half\n"
+    assert shown.err == ""
+
+
 def test_the_summary_of_an_answer_without_drafts_says_so() -> None:
     stats = TurnStats(**{name: getattr(STATS, name) for name in STATS.__dataclass_fields__} | {"drafted": 0})
     assert "no drafts" in summary(stats)
