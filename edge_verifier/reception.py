@@ -59,7 +59,7 @@ class Complain:
     flood: Flood
 
 
-Arrival = Connected | Refused | Maintenance | Complain
+Arrival = Connected | Disconnected | Refused | Maintenance | Complain
 """What the service thread is told of, beside windows."""
 
 
@@ -143,6 +143,7 @@ class Reception:
                 self._tray.put_event(event)
             case Disconnected(reason):
                 _logger.warning("the link is down: %s", reason)
+                self._tray.put_event(event)
 
     def _on_shed(self, shed: Mapping[str, tuple[int, int]]) -> None:
         now_s = self._clock()

@@ -36,7 +36,7 @@ from edge_verifier.usage_file import UsageFile
 from protocol.codec import encode
 from protocol.errors import ModelError
 from protocol.identifiers import check_name, new_incarnation
-from protocol.link import Connected, Endpoint, Traffic
+from protocol.link import Connected, Disconnected, Endpoint, Traffic
 
 _logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class VerifierService:
             clock=clock,
         )
         self._link = self._reception.link
-        self._publisher = Publisher(self._link, fleet, name)
+        self._publisher = Publisher(self._link, fleet, name, clock)
         self._conductor = Conductor(
             engine,
             SessionTable(engine.info, config.table_rules(), self._quotas),
@@ -250,16 +250,21 @@ class VerifierService:
                 _logger.warning("device %s floods: %.0f payloads/s refused", device, flood.refused_s)
                 self.metrics.flooded(device)
                 self._publisher.complain(device, flood)
-            case Connected():
-                self._n_connects += 1
-                _logger.info("verifier %s is connected", self._name)
-                if self._n_connects > 1:
-                    self._write_checkpoints_again()
+            case Connected() | Disconnected():
+                self._link_changed(is_up=isinstance(event, Connected))
             case _Stop(until_s):
                 self._drain.stop(until_s)
             case Maintenance(is_draining):
                 if self._drain.wish(is_on=is_draining):
                     _logger.info("verifier %s %s", self._name, "drains" if is_draining else "serves again")
+
+    def _link_changed(self, *, is_up: bool) -> None:
+        self._publisher.link_changed(is_up=is_up)
+        if is_up:
+            self._n_connects += 1
+            _logger.info("verifier %s is connected", self._name)
+            if self._n_connects > 1:
+                self._write_checkpoints_again()
 
     def _write_checkpoints_again(self) -> None:
         sids = [session.sid for session in self._conductor.table]
@@ -267,7 +272,7 @@ class VerifierService:
         self._again = deque(sorted((now_s + _SPREAD_S * random.random(), sid) for sid in sids))
 
     def _tend(self) -> float | None:
-        """Advert, checkpoints to be written again, gauges; when there is more to tend."""
+        """Advert, checkpoints to be written or cleared again, gauges; when there is more to tend."""
         now_s = self._clock()
         table = self._conductor.table
         while self._again and self._again[0][0] <= now_s:
@@ -292,6 +297,7 @@ class VerifierService:
         )
         self._freed_memory.tend(now_s)
         again_s = self._again[0][0] if self._again else self._expiry_look_s if len(table) else None
+        again_s = self._earliest(again_s, self._publisher.clear_again())
         return self._earliest(self._advert.next_s, self._earliest(again_s, self._drain.look_s(now_s)))
 
     @staticmethod
