@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from protocol.errors import ModelError
-from protocol.sampler_rows import RawLogits
+from protocol.raw_logits import RawLogits
 
 
 class CapacityError(ModelError):

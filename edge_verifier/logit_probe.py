@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge_verifier.engine import EngineInfo, Row
 from edge_verifier.engines import load_engine
 from protocol.errors import ModelError
-from protocol.sampler_rows import as_floats
+from protocol.raw_logits import as_floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from edge_verifier.session import Session
 from edge_verifier.work import Pending
 from protocol.coupling import JudgedWindow, Judgement, judge, judge_together
 from protocol.messages import Verdict, Window
-from protocol.sampler_rows import RawLogits, as_floats
+from protocol.raw_logits import RawLogits, as_floats
 
 _logger = logging.getLogger(__name__)
 

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from protocol.messages import Finished, SamplerSettings
+from protocol.raw_logits import RawLogits
 from protocol.sampler import Logits, choose
-from protocol.sampler_rows import ChoiceRows, RawLogits, choose_rows
+from protocol.sampler_rows import ChoiceRows, choose_rows
 
 _VALUES_AT_ONCE = 1 << 16
-"""Logits of one window that are looked at in one go, perhaps some in vain."""
+_ROWS_AT_ONCE = 4
+"""Logits of one window that are looked at in one go, perhaps some in vain; but at least so many rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def judge_together(windows: Sequence[JudgedWindow]) -> list[Judgement | None]:
 def _next_rows(window: JudgedWindow, start: int) -> ChoiceRows:
     """As many rows as cost less together than another call would."""
     vocab_size = window.logits.shape[1]
-    n_at_once = 1 if window.settings.top_p < 1.0 else max(1, _VALUES_AT_ONCE // vocab_size)
+    n_at_once = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // vocab_size)
     end = min(start + n_at_once, len(window.draft) + 1)
     return ChoiceRows(window.logits[start:end], window.settings, window.base + start)
 

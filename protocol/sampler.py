@@ -39,26 +39,40 @@ class Candidates:
     scores: NDArray[np.float64]
 
 
-def candidates(logits: Logits, settings: SamplerSettings) -> Candidates:
+def candidates(
+    logits: Logits, settings: SamplerSettings, token_ids: NDArray[np.int64] | None = None
+) -> Candidates:
     """The candidates of one row of logits [vocab] at a temperature above 0.
+
+    Args:
+        token_ids: ascending, what `logits` are of where these are only some of the vocabulary's, with all
+            candidates among them; None for all.
 
     Raises:
         ModelError: a logit is NaN or infinite, or none is above -infinity.
     """
     _check(logits)
     top_k = min(settings.top_k or MAX_CANDIDATES, MAX_CANDIDATES, logits.shape[0])
-    token_ids = _not_below_kth(logits, top_k)
-    scores = logits[token_ids].astype(np.float64) / settings.temperature
+    kept = _not_below_kth(logits, top_k)
+    scores = logits[kept].astype(np.float64) / settings.temperature
     if settings.top_p < 1.0:
         n_kept = _prefix_reaching(scores, settings.top_p)
-        token_ids, scores = token_ids[:n_kept], scores[:n_kept]
-    return Candidates(token_ids, scores)
+        kept, scores = kept[:n_kept], scores[:n_kept]
+    return Candidates(kept if token_ids is None else token_ids[kept], scores)
 
 
-def choose(logits: Logits, settings: SamplerSettings, position: int) -> int:
+def choose(
+    logits: Logits,
+    settings: SamplerSettings,
+    position: int,
+    token_ids: NDArray[np.int64] | None = None,
+) -> int:
     """The token at absolute index `position`, given the logits [vocab] that predict it.
 
     A pure function of its arguments: equal logits give equal tokens on every machine.
+
+    Args:
+        token_ids: see `candidates`; for temperatures above 0.
 
     Raises:
         ModelError: a logit is NaN or infinite, or none is above -infinity.
@@ -66,7 +80,7 @@ def choose(logits: Logits, settings: SamplerSettings, position: int) -> int:
     if settings.temperature == 0.0:
         _check(logits)
         return int(np.argmax(logits))
-    row = candidates(logits, settings)
+    row = candidates(logits, settings, token_ids)
     noise = gumbel(row_key(settings.seed, settings.attempt, position), row.token_ids)
     noisy = row.scores + noise
     best = row.token_ids[noisy == noisy.max()]
@@ -83,12 +97,12 @@ def _check(logits: Logits) -> None:
 
 
 def _not_below_kth(logits: Logits, top_k: int) -> NDArray[np.int64]:
-    """Ids of all logits not below the k-th largest, ordered, at most `MAX_CANDIDATES`."""
+    """Indices of all logits not below the k-th largest, ordered, at most `MAX_CANDIDATES`."""
     kth = np.partition(logits, logits.shape[0] - top_k)[logits.shape[0] - top_k]
-    token_ids: NDArray[np.int64] = np.flatnonzero(logits >= kth)
+    found: NDArray[np.int64] = np.flatnonzero(logits >= kth)
     # A stable sort of ascending ids leaves equal logits in id order.
-    order = np.argsort(-logits[token_ids].astype(np.float64), kind="stable")
-    return token_ids[order][:MAX_CANDIDATES]
+    order = np.argsort(-logits[found].astype(np.float64), kind="stable")
+    return found[order][:MAX_CANDIDATES]
 
 
 def _prefix_reaching(scores: NDArray[np.float64], top_p: float) -> int:

@@ -19,7 +19,7 @@ from edge_verifier.engines.hf_attention import NAME
 from edge_verifier.engines.hf_cache import KvMemory, LayerLearner, SessionCache
 from edge_verifier.engines.hf_loading import LoadedModel
 from protocol.errors import ModelError
-from protocol.sampler_rows import as_floats
+from protocol.raw_logits import as_floats
 
 if TYPE_CHECKING:
     from edge_verifier.engines.hf_runner import StepRunner

@@ -20,7 +20,7 @@ from edge_verifier.engines.hf_loading import LoadedModel
 from edge_verifier.engines.hf_probe import learn_layers, probe
 from edge_verifier.engines.ledger import DEFAULT_KV_BYTES
 from protocol.errors import ModelError
-from protocol.sampler_rows import RawLogits
+from protocol.raw_logits import RawLogits
 
 _logger = logging.getLogger(__name__)
 

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from protocol import coupling, sampler_rows
 from protocol.coupling import Ends, JudgedWindow, judge, judge_together
+from protocol.errors import ModelError
 from protocol.messages import SamplerSettings
 from protocol.noise import row_key, row_keys
+from protocol.raw_logits import RawLogits, as_floats
 from protocol.sampler import choose
-from protocol.sampler_rows import ChoiceRows, RawLogits, as_floats, choose_rows
+from protocol.sampler_rows import ChoiceRows, choose_rows
 
 Rows = NDArray[np.float32]
 
@@ -65,7 +67,15 @@ def _in_bits(logits: Rows) -> NDArray[np.int16]:
 
 
 def _alone(block: ChoiceRows) -> list[int | None]:
-    return [block.token(n) for n in range(len(block.logits))]
+    """The canonical sampler, a row at a time."""
+    return [_choice(block, n) for n in range(len(block.logits))]
+
+
+def _choice(block: ChoiceRows, n: int) -> int | None:
+    try:
+        return choose(as_floats(block.logits[n]), block.settings, block.position + n)
+    except ModelError:
+        return None
 
 
 sampler_settings = st.builds(
@@ -112,9 +122,9 @@ def test_a_winner_that_is_no_candidate_is_left_to_the_canonical_sampler(
     expected = [_alone(block) for block in blocks]
     asked_again: list[int] = []
 
-    def canonical(row: Rows, each: SamplerSettings, position: int) -> int:
+    def canonical(row: Rows, each: SamplerSettings, position: int, ids: NDArray[np.int64]) -> int:
         asked_again.append(position)
-        return choose(row, each, position)
+        return choose(row, each, position, ids)
 
     monkeypatch.setattr(sampler_rows, "choose", canonical)
     assert choose_rows(blocks) == expected
@@ -208,6 +218,7 @@ def test_however_many_positions_are_looked_at_in_one_go_the_judgements_are_the_s
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coupling, "_VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(coupling, "_ROWS_AT_ONCE", 1)
     logits = _smooth(np.random.default_rng(3), 9, 30)
     asked = SamplerSettings(temperature=0.5, seed=8)
     right = [token or 0 for token in _alone(ChoiceRows(logits, asked, 10))]

@@ -16,7 +16,7 @@ from edge_verifier.engine import CapacityError, Row
 from edge_verifier.engines import hf_arena, hf_linear
 from edge_verifier.engines.hf import TransformersEngine
 from protocol.errors import ModelError
-from protocol.sampler_rows import as_floats
+from protocol.raw_logits import as_floats
 from tests.tiny_architectures import ARCHITECTURES, VOCAB_SIZE
 
 Text = tuple[int, ...]
