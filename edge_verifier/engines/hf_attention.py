@@ -74,7 +74,8 @@ class RaggedStep:
     def __init__(
         self, spans: Sequence[Span], n_rows: int, *, is_exact: bool, device: torch.device | None = None
     ) -> None:
-        self.windows_seen: set[int | None] = set()
+        self.windows: dict[int, int | None] = {}
+        """Of each layer so far, how many positions a query sees; None for all before it."""
         self._spans = spans
         self._device = device
         self._masks: dict[tuple[int | None, int, torch.dtype], list[Tensor | None]] = {}
@@ -115,7 +116,7 @@ class RaggedStep:
         Returns:
             [rows, heads, head_size of values].
         """
-        self.windows_seen.add(window)
+        self.windows[layer] = window
         self._write(layer, key, value)
         kv_heads, grouped = key.shape[0], query.shape[0] // key.shape[0]
         if self._row_of_slot is not None:

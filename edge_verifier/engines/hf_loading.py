@@ -57,7 +57,7 @@ def load_model(target: str | Path, *, dtype: str, device: str, group: RankGroup 
 
     Args:
         dtype: `float32`, `bfloat16`, or `auto`: bfloat16 when the weights are stored in 16 bits and the
-            device computes with them natively, else float32.
+            device computes with them natively, or when they are quantised, else float32.
         device: `cpu`, `cuda`, or `auto`; a group has its own.
         group: processes of which each takes a part of the weights.
 
@@ -92,7 +92,7 @@ def load_model(target: str | Path, *, dtype: str, device: str, group: RankGroup 
 
 def _load_config(directory: Path) -> Any:  # noqa: ANN401 - transformers is untyped here
     try:
-        return AutoConfig.from_pretrained(directory)
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:
         raise ModelError(
             f"{directory / 'config.json'} describes no model that transformers knows ({first_line(error)})",
@@ -110,6 +110,10 @@ def _refuse_unserved(config: Any) -> None:  # noqa: ANN401
     others = set(getattr(text_config, "layer_types", None) or ()) - _SERVED_LAYERS
     if others:
         raise ModelError(f"architecture {name} has layers of kind {', '.join(sorted(others))}", hint=hint)
+    if getattr(text_config, "attn_temperature_tuning", False):
+        raise ModelError(
+            f"architecture {name} scales attention by positions that it counts itself", hint=hint
+        )
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not getattr(model_class, "_supports_attention_backend", False):
         raise ModelError(f"architecture {name} does not let its attention be replaced", hint=hint)
@@ -118,8 +122,18 @@ def _refuse_unserved(config: Any) -> None:  # noqa: ANN401
 def _load_weights(directory: Path, dtype: torch.dtype, **options: object) -> nn.Module:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, attn_implementation=NAME, output_loading_info=True, **options
+            directory,
+            dtype=dtype,
+            attn_implementation=NAME,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
         )
+    except ImportError as error:
+        raise ModelError(
+            f"the weights in {directory} need a library that is not installed ({first_line(error)})",
+            hint="install it, or choose weights that are not quantised, or a GGUF file",
+        ) from error
     except Exception as error:
         raise ModelError(
             f"the weights in {directory} cannot be loaded ({first_line(error)})", hint="copy the model again"
@@ -143,10 +157,18 @@ def _device(device: str) -> torch.device:
 
 
 def _dtype(dtype: str, config: Any, device: torch.device) -> str:  # noqa: ANN401
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    if is_quantised and dtype == "float32":
+        raise ModelError(
+            "a quantised target is not computed in float32",
+            hint="use dtype auto, or choose weights that are not quantised, or a GGUF file",
+        )
     if dtype in DTYPES:
         return dtype
     if dtype != "auto":
         raise ModelError(f"dtype {dtype} is not served", hint=f"use auto, {' or '.join(DTYPES)}")
+    if is_quantised:
+        return "bfloat16"
     is_native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - no public name
     is_stored_in_16_bits = config.dtype in (torch.bfloat16, torch.float16)
     return "bfloat16" if is_native and is_stored_in_16_bits else "float32"
@@ -177,7 +199,7 @@ def _stop_ids(directory: Path, text_config: Any) -> frozenset[int]:  # noqa: ANN
 def _vocabulary(directory: Path, vocab_size: int) -> str:
     """Fingerprint of the tokens in id order; ids without a token get the padding name that GGUF gives."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:
         raise ModelError(
             f"target directory {directory} has no tokenizer that transformers can read ({first_line(error)})",

@@ -6,12 +6,15 @@ frequencies that change with the length) shows as logits that differ from the mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from edge_verifier.engine import Row
 from edge_verifier.engines.hf_arena import KvArena, LayerShape
@@ -59,7 +62,8 @@ def probe(runner: StepRunner, loaded: LoadedModel, layers: Mapping[int, LayerSha
         memory = KvMemory(KvArena(layers, len(texts), loaded.device))
         caches = [SessionCache(memory) for _ in texts]
         found = _ragged(runner, texts, caches)
-        expected = [_plain(loaded, text) for text in texts]
+        with _mask_widths() as widths:
+            expected = [_plain(loaded, text) for text in texts]
     except Exception as error:
         raise ModelError(f"{_named(loaded)} cannot be served: {error}", hint=_HINT) from error
     differences = [_difference(a, b) for a, b in zip(found, expected, strict=True)]
@@ -69,7 +73,7 @@ def probe(runner: StepRunner, loaded: LoadedModel, layers: Mapping[int, LayerSha
             f" {max(differences):.1%} from its own",
             hint=_HINT,
         )
-    _check_windows(runner, loaded)
+    _check_windows(runner.windows, widths, loaded)
 
 
 def _ragged(
@@ -105,9 +109,40 @@ def _named(loaded: LoadedModel) -> str:
     return f"architecture {type(loaded.model).__name__} ({loaded.model.config.model_type})"
 
 
-def _check_windows(runner: StepRunner, loaded: LoadedModel) -> None:
-    """A sliding window longer than the probe's texts must at least have been named to our attention."""
+@contextmanager
+def _mask_widths() -> Iterator[set[int]]:
+    """How wide the sliding windows are that models put into their masks meanwhile."""
+    widths: set[int] = set()
+    make = ALL_MASK_ATTENTION_FUNCTIONS["eager"]
+
+    def make_and_tell(*arguments: object, local_size: int | None = None, **options: object) -> Tensor | None:
+        if local_size is not None:
+            widths.add(local_size)
+        mask: Tensor | None = make(*arguments, local_size=local_size, **options)
+        return mask
+
+    ALL_MASK_ATTENTION_FUNCTIONS["eager"] = make_and_tell
+    try:
+        yield widths
+    finally:
+        ALL_MASK_ATTENTION_FUNCTIONS["eager"] = make
+
+
+def _check_windows(windows: Mapping[int, int | None], widths: set[int], loaded: LoadedModel) -> None:
+    """Windows longer than the probe's texts change nothing there: our attention must have heard of them."""
     config = loaded.model.config.get_text_config(decoder=True)
-    is_sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    if is_sliding and runner.windows_seen <= {None}:
-        raise ModelError(f"{_named(loaded)} hides its sliding window from its attention")
+    kinds = getattr(config, "layer_types", None)
+    masked = {width for width in widths if width < loaded.max_context}
+    told = {
+        layer: None if width is None or width >= loaded.max_context else width
+        for layer, width in windows.items()
+    }
+    if kinds is None:
+        is_told = masked == {*told.values()} - {None}
+    else:
+        wanted = {kind: masked or {None} if kind == "sliding_attention" else {None} for kind in kinds}
+        is_told = all(told[layer] in wanted[kind] for layer, kind in enumerate(kinds) if layer in told)
+    if not is_told:
+        raise ModelError(
+            f"{_named(loaded)} cannot be served: it hides its sliding window from its attention", hint=_HINT
+        )

@@ -35,7 +35,7 @@ class TargetAlone:
         directory = find_directory(path)
         disable_progress_bar()
         self._model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=getattr(torch, dtype), attn_implementation="eager"
+            directory, dtype=getattr(torch, dtype), attn_implementation="eager", trust_remote_code=False
         ).eval()
         config = self._model.config.get_text_config(decoder=True)
         ids = config.eos_token_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -44,8 +44,8 @@ class StepRunner:
                 hf_linear.prepare_linears(loaded.model, is_exact=self.is_exact)
         if loaded.shards is not None:
             loaded.shards.connect(is_exact=self.is_exact)
-        self.windows_seen: frozenset[int | None] = frozenset()
-        """Widths of attention that the latest step asked for; the probe reads them.
+        self.windows: Mapping[int, int | None] = {}
+        """Widths of attention that the layers of the latest step asked for; the probe reads them.
 
         Of the step itself nothing is kept: it holds the caches of sessions that may be over by now.
         """
@@ -93,7 +93,7 @@ class StepRunner:
         padding = [0] * (n_rows - n_tokens)
         step = RaggedStep(spans, n_rows, is_exact=self.is_exact, device=self._device)
         found = self._call(self._ids(tokens + padding), self._ids(positions + padding), wanted, step)
-        self.windows_seen = frozenset(step.windows_seen)
+        self.windows = step.windows
         return _split(found, [row.n_logits for row in rows])
 
     def _call(self, tokens: Tensor, positions: Tensor, wanted: list[int], step: RaggedStep) -> RawLogits:

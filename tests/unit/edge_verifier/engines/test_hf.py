@@ -17,7 +17,7 @@ from edge_verifier.engines import hf_arena, hf_linear
 from edge_verifier.engines.hf import TransformersEngine
 from protocol.errors import ModelError
 from protocol.raw_logits import as_floats
-from tests.tiny_architectures import ARCHITECTURES, VOCAB_SIZE
+from tests.tiny_architectures import ARCHITECTURES, FURTHER_ARCHITECTURES, VOCAB_SIZE
 
 Text = tuple[int, ...]
 MakeModel = Callable[..., Path]
@@ -78,7 +78,7 @@ def _ragged(engine: TransformersEngine, texts: list[Text], seed: int) -> list[ND
     return [np.stack(logits) for logits in found]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *FURTHER_ARCHITECTURES])
 def test_ragged_batches_give_the_logits_of_the_plain_forward_pass(
     architecture: str, make_model: MakeModel
 ) -> None:
@@ -99,6 +99,19 @@ def test_float32_logits_are_the_same_bits_in_any_batch(
     with _engine(make_model(architecture), n_threads=n_threads) as engine:
         assert engine.info.is_exact
         _assert_exact(engine, texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", FURTHER_ARCHITECTURES)
+def test_what_is_called_exact_gives_the_same_bits_in_any_batch(
+    architecture: str, make_model: MakeModel
+) -> None:
+    texts = [_text(seed, n) for seed, n in enumerate((150, 30, 61, 9))]
+    with _engine(make_model(architecture)) as engine:
+        if engine.info.is_exact:
+            _assert_exact(engine, texts)
+        else:
+            assert architecture in {"deepseek-v2", "deepseek-v3", "gemma4", "mixtral", "phimoe", "qwen2-moe"}
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from edge_verifier.engines import hf_attention, load_engine
 from edge_verifier.engines.hf import TransformersEngine
 from edge_verifier.engines.hf_loading import load_model
 from protocol.errors import ConfigError, ModelError
 from protocol.fingerprint import target_fingerprint, vocabulary_fingerprint
-from tests.tiny_architectures import VOCAB_SIZE
+from tests.tiny_architectures import UNSERVED, VOCAB_SIZE
 from tests.tiny_models import TinyPair
 
 MakeModel = Callable[..., Path]
@@ -109,6 +110,32 @@ def test_a_damaged_config_is_refused(damaged: Path, config: str, complaint: str)
     _assert_refused(damaged, complaint)
 
 
+@pytest.mark.parametrize("kind", ["config", "tokenizer"])
+def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(
+    kind: str, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _question: "y")
+    (damaged / "own.py").write_text(f"open({str(damaged / 'ran')!r}, 'w')\nclass Own: pass\n")
+    changed = {
+        "config": {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}},
+        "tokenizer": {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}},
+    }
+    file = damaged / {"config": "config.json", "tokenizer": "tokenizer_config.json"}[kind]
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed[kind]))
+    with pytest.raises(ModelError, match="custom code"):
+        load_model(damaged, dtype="float32", device="cpu")
+    assert not (damaged / "ran").exists()
+
+
+def test_quantised_weights_are_not_called_float32(damaged: Path) -> None:
+    config = json.loads((damaged / "config.json").read_text())
+    quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
+    (damaged / "config.json").write_text(json.dumps(config | quantised))
+    _assert_refused(damaged, "quantised target is not computed in float32")
+    if not find_spec("optimum"):
+        _assert_refused(damaged, "need a library that is not installed .*optimum", dtype="auto")
+
+
 def test_damaged_weights_are_refused(damaged: Path) -> None:
     weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -137,31 +164,36 @@ def test_weights_that_lack_a_layer_are_refused(damaged: Path) -> None:
             "linear_attention",
         ),
         ({"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}, "bert"),
-        (
-            {
-                "model_type": "gpt_oss",
-                "hidden_size": 32,
-                "intermediate_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 1,
-                "head_dim": 16,
-                "num_local_experts": 2,
-                "num_experts_per_tok": 1,
-            },
-            "gpt_oss",
-        ),
+        ({"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 1, "alibi": True}, "falcon"),
+        ({"model_type": "gptj", "n_embd": 32, "n_layer": 1, "n_head": 2}, "gptj"),
+        ({"model_type": "llama4_text", "hidden_size": 32, "num_hidden_layers": 4}, "chunked_attention"),
+        ({"model_type": "mpt", "d_model": 32, "n_layers": 1, "n_heads": 2}, "mpt"),
+        ({"model_type": "recurrent_gemma", "hidden_size": 32, "num_hidden_layers": 3}, "linear_attention"),
+        ({"model_type": "deepseek_v32", "hidden_size": 32, "num_hidden_layers": 2}, "indexed_attention"),
+        ({"model_type": "rwkv", "hidden_size": 32, "num_hidden_layers": 1}, "rwkv"),
+        ({"model_type": "stablelm", "hidden_size": 32, "num_hidden_layers": 1}, "stablelm"),
+        ({"model_type": "t5", "d_model": 32, "num_layers": 1}, "t5"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_architecture_that_cannot_be_served_is_refused_by_name(
     settings: dict[str, Any], complaint: str, damaged: Path
 ) -> None:
-    config = AutoConfig.for_model(**settings, vocab_size=VOCAB_SIZE)
-    config.save_pretrained(damaged)
-    if settings["model_type"] == "gpt_oss":
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(damaged)
+    AutoConfig.for_model(**settings, vocab_size=VOCAB_SIZE).save_pretrained(damaged)
     _assert_refused(damaged, complaint)
+
+
+@pytest.mark.parametrize("architecture", UNSERVED)
+def test_what_only_the_weights_model_shows_is_refused_by_name(
+    architecture: str, make_model: MakeModel
+) -> None:
+    """Sinks, masks, other attention, or windows and scales that change nothing in a short text."""
+    _assert_refused(make_model(architecture), UNSERVED[architecture]["model_type"])
+
+
+def test_a_window_that_the_attention_does_not_know_of_is_refused(make_model: MakeModel) -> None:
+    for architecture in ("phimoe-sliding", "qwen2-moe-sliding"):
+        _assert_refused(make_model(architecture), "hides its sliding window")
 
 
 def test_attention_that_would_give_other_logits_is_refused(
@@ -210,8 +242,8 @@ def test_an_engine_that_is_not_installed_names_the_command(
     assert refusal.value.hint == "pip install absent"
 
 
-def _assert_refused(target: Path, complaint: str) -> None:
+def _assert_refused(target: Path, complaint: str, **options: Any) -> None:
     with pytest.raises(ModelError, match=complaint) as refusal:
-        _info(target)
+        _info(target, **options)
     assert "\n" not in str(refusal.value)
     assert refusal.value.hint
