@@ -20,6 +20,7 @@ from bench.chaos_plan import BROKER, PROFILES, VERIFIERS, Fault
 from bench.link_emulator import EmulatedLink, LinkEmulator
 from bench.link_scenario import PERFECT, Scenario
 from broker_config.private_broker import PrivateBroker
+from broker_config.tied_exec import tied
 from cli.provisioned import provision
 from device_agent.agent import DeviceAgent
 from protocol.errors import BrokerError, LinkError
@@ -46,7 +47,7 @@ class Life:
 
 
 class ChaosSite:
-    """One broker, verifiers and some devices in `folder`, on emulated links.
+    """One broker, verifiers and some devices in `folder`, on emulated links; they end with this process.
 
     Attributes:
         memory: monotonic time and resident MiB of each life, as measured while it was in business.
@@ -153,7 +154,8 @@ class ChaosSite:
             _wait(running.process, STOP_S)
         number = self._n_lives[name] = self._n_lives.get(name, 0) + 1
         life = f"{name}#{number}"
-        command = self._command(name, self.records / f"{life}.jsonl", life)
+        # A device told to end would first finish its conversation, for which nobody is left.
+        command = tied(self._command(name, self.records / f"{life}.jsonl", life), signal.SIGKILL)
         with (self.records / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self._running[name] = Life(life, process)

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -15,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from broker_config import tied_exec
 from broker_config.configuration import (
     BrokerFiles,
     BrokerPlace,
@@ -26,6 +24,7 @@ from broker_config.configuration import (
 from broker_config.free_ports import check_is_free, choose_ports
 from broker_config.probe import find_mosquitto
 from broker_config.running_broker import RunningBroker, replace_text
+from broker_config.tied_exec import tied
 from protocol.errors import BrokerError
 
 _START_S = 10.0
@@ -228,14 +227,13 @@ class PrivateBroker:
 
     def _spawn(self, binary: Path, log: BinaryIO) -> subprocess.Popen[bytes]:
         """Start the child from a thread that lives until `_reap`, since the kernel ties it to that thread."""
-        command = [sys.executable, "-I", "-S", tied_exec.__file__, str(os.getpid()), str(binary)]
         spawned: Future[subprocess.Popen[bytes]] = Future()
         self._reaped = reaped = threading.Event()
 
         def keep() -> None:
             try:
                 process = subprocess.Popen(
-                    [*command, "-c", str(self._directory / "mosquitto.conf")],
+                    tied([str(binary), "-c", str(self._directory / "mosquitto.conf")]),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

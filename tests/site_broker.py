@@ -17,6 +17,7 @@ from typing import Self
 from broker_config.configuration import BrokerPorts
 from broker_config.probe import find_mosquitto
 from broker_config.production import export_site
+from broker_config.tied_exec import tied
 from protocol.link import Endpoint
 from provisioning.site import Site
 from provisioning.site_book import SiteBook
@@ -68,7 +69,7 @@ class SiteBroker:
 
     def __enter__(self) -> Self:
         command = [str(find_mosquitto()), "-c", str(self.etc / "mosquitto.conf")]
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(tied(command), stderr=subprocess.DEVNULL)
         wait_until(lambda: self.log_file.exists() and " running" in self.log_file.read_text())
         return self
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +15,8 @@ from bench.chaos_site import ChaosSite
 from bench.history import History
 from bench.recording import Record, read_records
 from bench.target_check import TargetCheck
+from broker_config.tied_exec import tied
+from tests.e2e.sled import is_alive
 
 WAIT_S = 30.0
 SETTLE_S = 60.0
@@ -73,3 +78,29 @@ def test_a_device_killed_while_drafting(tmp_path: Path) -> None:
         check(site)
     lives = {record.life for record in read_records(files_of(site, "dev-1"))}
     assert lives == {"dev-1#1", "dev-1#2"}
+
+
+_OWNER = """
+import sys, time
+from pathlib import Path
+from bench.chaos_site import ChaosSite
+with ChaosSite(Path(sys.argv[1]), ["dev-1"], "table", 3, profiles=["wifi"]) as site:
+    print(site.broker.pid, *(life.process.pid for life in site._running.values()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_nothing_of_a_site_outlives_its_owner(tmp_path: Path) -> None:
+    """Killed in the middle of an answer, which a device would finish if it were only told to end."""
+    command = tied([sys.executable, "-c", _OWNER, str(tmp_path)], signal.SIGKILL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        processes = [int(word) for word in owner.stdout.readline().split()]
+        assert len(processes) == 2 + len(VERIFIERS)
+        files = tmp_path / "records"
+        wait_for(
+            lambda: any(record.what == "shown" for record in read_records([*files.glob("dev-1#*.jsonl")]))
+        )
+        assert all(is_alive(process) for process in processes)
+        owner.kill()
+    wait_for(lambda: not any(is_alive(process) for process in processes))

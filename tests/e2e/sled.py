@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from broker_config.tied_exec import tied
 
 TIMEOUT_S = 300.0
 
@@ -55,14 +58,17 @@ def sled(home: Path, *arguments: str, stdin: str = "", timeout_s: float = TIMEOU
 
 
 class Running:
-    """A `sled` command that runs until it is stopped; its output goes to files, so that no pipe fills."""
+    """A `sled` command that runs until it is stopped, at the latest when the tests end.
+
+    Its output goes to files, so that no pipe fills.
+    """
 
     def __init__(self, home: Path, *arguments: str) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self._stdout, self._stderr = home / "stdout", home / "stderr"
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                command(*arguments),
+                tied(command(*arguments), signal.SIGKILL),
                 stdin=subprocess.PIPE,
                 stdout=stdout,
                 stderr=stderr,

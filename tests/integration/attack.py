@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker_config.tied_exec import tied
 from tests.live_fleet import LiveFleet
 
 _COUNTER = """
@@ -141,7 +142,9 @@ def _running(script: str, least_per_s: float, *arguments: str | int | Path) -> I
         counter.write(bytes(8))
         counter.flush()
         command = [sys.executable, "-c", _COUNTER + script, counter.name, *map(str, arguments)]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            tied(command, signal.SIGKILL), env=environment, stdout=subprocess.PIPE, text=True
+        ) as process:
             try:
                 assert process.stdout is not None
                 assert process.stdout.readline() == "begun\n"

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from broker_config.tied_exec import tied
 from tests.live_fleet import LiveFleet
 
 START_S = 120.0
@@ -42,7 +43,7 @@ class ParallelVerifier:
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+                tied(command), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
             )
 
     def __enter__(self) -> Self:

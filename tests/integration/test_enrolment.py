@@ -19,6 +19,7 @@ from typing import Self
 import pytest
 from cryptography import x509
 
+from broker_config.tied_exec import tied
 from device_agent.config import DeviceConfig
 from protocol.codec import decode
 from protocol.enrolment_messages import EnrollResponse
@@ -346,7 +347,7 @@ with EnrolmentService(fleet, endpoint, device_port=int(sys.argv[3])):
 
     def start(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        self._process = subprocess.Popen(self._command, env=environment)
+        self._process = subprocess.Popen(tied(self._command, signal.SIGKILL), env=environment)
 
     def kill(self) -> None:
         assert self._process is not None

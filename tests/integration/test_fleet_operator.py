@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from broker_config.tied_exec import tied
 from fleet.inventory import DeviceRow
 from fleet.operator import Operator
 from protocol.codec import encode
@@ -62,7 +63,9 @@ def test_a_stopped_device_is_offline_and_a_killed_one_is_lost(live_fleet: LiveFl
         str(part) for part in (live_fleet.broker.device_port, tls.ca_file, tls.cert_file, tls.key_file)
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, script, *arguments], env=environment) as process:
+    with subprocess.Popen(
+        tied([sys.executable, str(script), *arguments], signal.SIGKILL), env=environment
+    ) as process:
         try:
             with operator_of(live_fleet, known=("ends-badly",)) as operator:
                 row_when(operator, "ends-badly", lambda row: row.presence == "online")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from broker_config.probe import find_mosquitto
+from broker_config.tied_exec import tied
 from protocol.link import Connected, Endpoint, Link, LinkOptions, Published, Subscription
 from tests.live_fleet import FAST, WAIT_S, Recorder
 from tests.tcp_proxy import TcpProxy
@@ -27,7 +28,8 @@ def plain_port(tmp_path: Path) -> Iterator[int]:
     configuration.write_text(
         f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n", encoding="utf-8"
     )
-    with subprocess.Popen([find_mosquitto(), "-c", configuration], stderr=subprocess.DEVNULL) as process:
+    command = tied([str(find_mosquitto()), "-c", str(configuration)])
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         yield port
         process.terminate()
 

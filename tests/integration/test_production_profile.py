@@ -16,6 +16,7 @@ import typer.main
 from broker_config.configuration import BrokerPorts
 from broker_config.probe import find_mosquitto
 from broker_config.production import export
+from broker_config.tied_exec import tied
 from cli.broker_address import BrokerAddress
 from cli.broker_probe import probe
 from cli.main import app
@@ -47,7 +48,7 @@ class SystemBroker:
             text = text.replace(old, new)
         (self.etc / "mosquitto.conf").write_text(f"user {getpass.getuser()}\n{text}")
         command = [str(find_mosquitto()), "-c", str(self.etc / "mosquitto.conf")]
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(tied(command), stderr=subprocess.DEVNULL)
         wait_until(lambda: self.log.exists() and " running" in self.log.read_text())
 
     @property
