@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
@@ -219,9 +219,8 @@ class DemoFleet:
         until_s = time.monotonic() + LOAD_TIMEOUT_S
         while True:
             self._check()
-            with suppress(LinkError):
-                device.agent.wait_ready(_LOOK_S)
             try:
+                device.agent.wait_ready(_LOOK_S)
                 return device.agent.chat(options)
             except LinkError as error:
                 if not error.is_retryable or time.monotonic() > until_s:
