@@ -164,9 +164,7 @@ class TransformersEngine:
 
 def _has_experts(loaded: LoadedModel) -> bool:
     """Whether tokens are routed to experts, whose batches then depend on the rest of the step."""
-    config = loaded.model.config.get_text_config(decoder=True)
-    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return any((getattr(config, name, 0) or 0) > 1 for name in names)
+    return any("expert" in type(module).__name__.lower() for module in loaded.model.modules())
 
 
 def _info(loaded: LoadedModel, limits: Limits, *, is_exact: bool) -> EngineInfo:
