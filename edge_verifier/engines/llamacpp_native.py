@@ -6,6 +6,7 @@ Only the low-level functions take many sequences in one batch and give the logit
 from __future__ import annotations
 
 import ctypes
+import mmap
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ CELLS_MULTIPLE = 256
 """llama.cpp makes KV caches of whole multiples of this."""
 
 _ALL_LAYERS = 1 << 10
+_LONGEST_HEADER = 64 << 20
+"""Bytes at the beginning of a GGUF file in which the names of its tensors are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +72,29 @@ class GgufModel(GgufFile):
         return int(llama_cpp.llama_model_n_layer(self.handle)) * kv_heads * size
 
     def _refuse_unserved(self) -> None:
-        handle, architecture = self.handle, self.metadata("general.architecture") or "unknown"
-        is_recurrent = llama_cpp.llama_model_is_recurrent(handle) or llama_cpp.llama_model_is_hybrid(handle)
-        if is_recurrent or llama_cpp.llama_model_has_encoder(handle):
-            fault = "keeps a state that cannot be rolled back" if is_recurrent else "has an encoder"
-            raise ModelError(
-                f"architecture {architecture} cannot be served: it {fault}",
-                hint="choose a decoder-only model with standard attention, such as Llama, Qwen or Mistral",
-            )
+        architecture = self.metadata("general.architecture") or "unknown"
+        fault, hint = self._fault(architecture), "choose a decoder-only model with standard attention"
+        if fault is None and self._has_tensor(b"rope_factors_long.weight"):
+            fault = "its positions depend on how large the cache of all sessions is (longrope)"
+            hint = "serve the model's Hugging Face directory, up to its original context"
+        if fault is not None:
+            raise ModelError(f"architecture {architecture} cannot be served: {fault}", hint=hint)
+
+    def _fault(self, architecture: str) -> str | None:
+        handle = self.handle
+        if llama_cpp.llama_model_is_recurrent(handle) or llama_cpp.llama_model_is_hybrid(handle):
+            return "it keeps a state that cannot be rolled back"
+        if llama_cpp.llama_model_has_encoder(handle):
+            return "it has an encoder"
+        is_causal = self.metadata(f"{architecture}.attention.causal") != "false"
+        if not is_causal or llama_cpp.llama_model_is_diffusion(handle):
+            return "its tokens attend to those that follow"
+        return None
+
+    def _has_tensor(self, name: bytes) -> bool:
+        """No function of llama.cpp tells names of tensors, but the file's header holds them as they are."""
+        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(name, 0, _LONGEST_HEADER) >= 0
 
 
 class GgufContext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -45,6 +46,26 @@ def _stored_as(source: Path, path: Path, kind: gguf.GGMLQuantizationType) -> Pat
         is_matrix = len(tensor.shape) == 2
         data = gguf.quants.quantize(tensor.data, kind) if is_matrix else tensor.data
         writer.add_tensor(tensor.name, data, raw_dtype=kind if is_matrix else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _changed(source: Path, path: Path, values: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
+    """A copy of a GGUF file with more metadata and tensors."""
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(path, "llama")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != gguf.Keys.General.ARCHITECTURE:
+            sub_kind = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=sub_kind)
+    for name, value in values.items():
+        kind = gguf.GGUFValueType.get_type(value)
+        is_count = kind == gguf.GGUFValueType.INT32
+        writer.add_key_value(name, value, gguf.GGUFValueType.UINT32 if is_count else kind)
+    for name, tensor in {**{each.name: each.data for each in reader.tensors}, **tensors}.items():
+        writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -102,6 +123,22 @@ def test_other_precisions_and_devices_are_refused(pair: TinyPair, tmp_path: Path
         load_engine(stored, dtype="bfloat16", device="cpu")
     with pytest.raises(ModelError, match="CPU only"):
         load_engine(pair.target_gguf, device="cuda")
+
+
+def test_positions_that_depend_on_the_size_of_the_cache_are_refused(pair: TinyPair, tmp_path: Path) -> None:
+    """llama.cpp takes the long factors once the cells of all sessions together are more than the original."""
+    scaling = {"type": "longrope", "original_context_length": 512}
+    values = {f"llama.rope.scaling.{name}": value for name, value in scaling.items()}
+    factors = {f"rope_factors_{kind}.weight": np.ones(8, np.float32) for kind in ("long", "short")}
+    target = _changed(pair.target_gguf, tmp_path / "longrope.gguf", values, factors)
+    with pytest.raises(ModelError, match=r"architecture llama cannot be served: .*longrope"):
+        load_engine(target, device="cpu")
+
+
+def test_attention_to_what_follows_is_refused(pair: TinyPair, tmp_path: Path) -> None:
+    target = _changed(pair.target_gguf, tmp_path / "both_ways.gguf", {"llama.attention.causal": False}, {})
+    with pytest.raises(ModelError, match="architecture llama cannot be served: its tokens attend"):
+        load_engine(target, device="cpu")
 
 
 def test_a_damaged_file_is_refused_in_one_sentence(pair: TinyPair, tmp_path: Path) -> None:
