@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.machine import describe_machine
-from bench.open_load import GREEDY_SAMPLING, Answers, Load, Visitor, visitors
+from bench.open_load import GREEDY_SAMPLING, HIGHEST_RATE, Answers, Load, Visitor, visitors
 from bench.policies import Outcome, outcome
 from bench.virtual_clock import VirtualDevice
 from broker_config.private_broker import PrivateBroker
@@ -116,7 +116,7 @@ class LiveSite:
         self._verifier = verifier
         self._places.clear()
         self._at_place.clear()
-        devices = [self._device(f"d{first + i}", each) for i, each in enumerate(sessions)]
+        devices = [each.device(self, f"d{first + i}") for i, each in enumerate(sessions)]
         started_s = self.timeline.now_s
         for device, each in zip(devices, sessions, strict=True):
             self.timeline.after(each.opens_s, device.open)
@@ -131,12 +131,6 @@ class LiveSite:
         identity, slot = self._place(device)
         topic = topics.WINDOW.topic(FLEET, v=self._verifier, d=identity, n=slot)
         self._links[identity].publish(topic, encode(window))
-
-    def _device(self, name: str, visitor: Visitor) -> VirtualDevice:
-        chance = random.Random(visitor.seed)
-        return VirtualDevice(
-            self, name, visitor.prompt, visitor.truth, GREEDY_SAMPLING, visitor.habits, chance
-        )
 
     def _place(self, device: VirtualDevice) -> tuple[str, int]:
         """A free slot for each session, on a connection that has few."""
@@ -170,7 +164,8 @@ class LiveSite:
     def _start_verifier(self, policy: str) -> VerifierProcess:
         settings = self._folder / f"{policy}.toml"
         settings.write_text(
-            f'policy = "{policy}"\ndisplay_rate_tokens_s = {self._rate_tokens_s}\nquota_sessions = 8\n'
+            f'policy = "{policy}"\ndisplay_rate_tokens_s = {self._rate_tokens_s}\n'
+            f"max_display_rate_tokens_s = {HIGHEST_RATE * self._rate_tokens_s}\nquota_sessions = 8\n"
         )
         return VerifierProcess(
             [

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bench.virtual_clock import DeviceHabits
+from bench.virtual_clock import DeviceHabits, Place, VirtualDevice
 from edge_verifier.engine import Row
 from edge_verifier.engines.table_engine import TableEngine
 from protocol.messages import SamplerSettings
@@ -19,6 +19,8 @@ VOCAB_SIZE = 64
 MAX_CONTEXT = 2048
 FIRST_TOKEN_S = 2.0
 MEAN_ANSWER_TOKENS = 80
+HIGHEST_RATE = 3.0
+"""What a verifier takes stated rates for at most, over its usual one; as in its default settings."""
 GREEDY_SAMPLING = SamplerSettings()
 
 
@@ -81,6 +83,14 @@ class Visitor:
     def needed_s(self) -> float:
         """From its opening to the time when its reader needs the last token."""
         return FIRST_TOKEN_S + len(self.truth) / self.rate_tokens_s
+
+    def device(self, site: Place, name: str) -> VirtualDevice:
+        """Its device, which states what its reader needs."""
+        device = VirtualDevice(
+            site, name, self.prompt, self.truth, GREEDY_SAMPLING, self.habits, random.Random(self.seed)
+        )
+        device.display_rate_tokens_s = self.rate_tokens_s
+        return device
 
 
 Answers = Callable[[random.Random, int, int], tuple[tuple[int, ...], tuple[int, ...]]]

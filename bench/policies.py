@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +24,7 @@ from statistics import mean, stdev
 
 from bench.open_load import (
     FIRST_TOKEN_S,
-    GREEDY_SAMPLING,
+    HIGHEST_RATE,
     MAX_CONTEXT,
     MIXES,
     VOCAB_SIZE,
@@ -39,6 +38,7 @@ from bench.virtual_clock import VirtualDevice, VirtualSite
 from edge_verifier.engines.table_engine import TableEngine
 from edge_verifier.planner import Planner
 from edge_verifier.policies import Deadline, Greedy, Policy, Static
+from edge_verifier.shown_text import DisplayRates
 from edge_verifier.table_rules import TableRules
 
 RECORDED = Path(__file__).parent / "recorded" / "steps_0.5b_bfloat16.json"
@@ -111,11 +111,10 @@ def run(policy: Policy, times: StepTimes, load: Load, sessions: Sequence[Visitor
         vocab_size=VOCAB_SIZE, max_context=MAX_CONTEXT, max_sessions=MAX_SESSIONS, is_held=True
     )
     timer = times.timer(load.seed, is_padded=isinstance(policy, Static))
-    site = VirtualSite(engine, Planner(policy), timer, TableRules(display_rate_tokens_s=load.rate_tokens_s))
+    rates = DisplayRates(load.rate_tokens_s, HIGHEST_RATE * load.rate_tokens_s)
+    site = VirtualSite(engine, Planner(policy), timer, TableRules(display_rates=rates))
     for i, each in enumerate(sessions):
-        chance = random.Random(each.seed)
-        device = VirtualDevice(site, f"d{i}", each.prompt, each.truth, GREEDY_SAMPLING, each.habits, chance)
-        site.add(device, each.opens_s)
+        site.add(each.device(site, f"d{i}"), each.opens_s)
     site.run(load.seconds + 30.0)
     return outcome(load, sessions, [*site.devices.values()])
 

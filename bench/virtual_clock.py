@@ -164,6 +164,7 @@ class VirtualDevice:
         prompt: token ids.
         truth: what the target alone says after it.
         committed_s: when each token of the answer was committed.
+        display_rate_tokens_s: what it states in its opening.
     """
 
     site: Place
@@ -173,6 +174,7 @@ class VirtualDevice:
     settings: SamplerSettings
     habits: DeviceHabits
     random: random.Random
+    display_rate_tokens_s: float | None = None
     opened_s: float = 0.0
     answer: list[int] = field(default_factory=list)
     committed_s: list[float] = field(default_factory=list)
@@ -195,7 +197,11 @@ class VirtualDevice:
         """Send the opening, or open again with all that is committed."""
         target = self.site.target
         opening = Opening(
-            settings=self.settings, target=target, sampler_version=SAMPLER_VERSION, keep_checkpoint=False
+            settings=self.settings,
+            target=target,
+            sampler_version=SAMPLER_VERSION,
+            keep_checkpoint=False,
+            display_rate_tokens_s=self.display_rate_tokens_s,
         )
         self._generation += 1
         self.n_openings += 1

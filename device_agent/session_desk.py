@@ -225,6 +225,7 @@ class SessionDesk:
             draft_context=self._parts.drafter.max_context,
             keep_checkpoint=settings.keep_checkpoint,
             retention_s=settings.checkpoint_retention_s,
+            display_rate_tokens_s=settings.display_rate_tokens_s or None,
             may_draft_alone=settings.offline == "local",
         )
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import ConfigError
 from protocol.fleet_messages import SettingRefusal
-from protocol.messages import MAX_DRAFT
+from protocol.messages import MAX_DISPLAY_RATE_TOKENS_S, MAX_DRAFT
 from protocol.unknown_key import unknown_key
 
 CHANGEABLE_BY_FLEET = frozenset(
@@ -21,6 +21,7 @@ CHANGEABLE_BY_FLEET = frozenset(
         "max_draft",
         "system_prompt",
         "verifier",
+        "display_rate_tokens_s",
         "telemetry_interval_s",
         "download_kib_per_s",
     }
@@ -42,6 +43,8 @@ class Settings(BaseModel):
         checkpoint_retention_s: how long the broker keeps a conversation after its last change.
         offline: what the device does while no verdict comes: `wait`, or `local`: go on with the draft model
             alone, shown as unverified until the target has confirmed or replaced it.
+        display_rate_tokens_s: how fast answers are read, which the verifier's planner goes by, from the next
+            conversation on; 0 leaves it to the verifier.
         telemetry_interval_s: seconds between two telemetry messages of a busy device; 0 sends none.
         download_kib_per_s: how fast a new draft model may come, over MQTT or HTTPS; 0 is as fast as it can.
         draft_threads: CPU threads of the drafter; 0 leaves the choice to it.
@@ -59,6 +62,7 @@ class Settings(BaseModel):
     keep_checkpoint: bool = True
     checkpoint_retention_s: int = Field(default=86_400, ge=60, le=30 * 86_400)
     offline: Literal["wait", "local"] = "wait"
+    display_rate_tokens_s: float = Field(default=0.0, ge=0.0, le=MAX_DISPLAY_RATE_TOKENS_S)
     telemetry_interval_s: float = Field(default=10.0, ge=0.0, le=86_400.0)
     download_kib_per_s: int = Field(default=0, ge=0, le=10_000_000)
     draft_threads: int = Field(default=0, ge=0, le=1_024)

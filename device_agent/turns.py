@@ -49,7 +49,7 @@ class SessionOptions:
     Attributes:
         stop_ids: tokens after which drafting is pointless; the verifier alone decides that a turn ends.
         draft_context: tokens that the drafter can hold; beyond it the verifier decodes alone.
-        keep_checkpoint, retention_s: as in `protocol.messages.Opening`.
+        keep_checkpoint, retention_s, display_rate_tokens_s: as in `protocol.messages.Opening`.
         may_draft_alone: whether to go on with the draft model, unverified, when no verdict comes.
     """
 
@@ -57,6 +57,7 @@ class SessionOptions:
     draft_context: int = MAX_CONTEXT_TOKENS
     keep_checkpoint: bool = True
     retention_s: int = 86_400
+    display_rate_tokens_s: float | None = None
     may_draft_alone: bool = False
 
 
@@ -389,6 +390,7 @@ class SessionTurns:
             sampler_version=SAMPLER_VERSION,
             keep_checkpoint=self._options.keep_checkpoint,
             retention_s=self._options.retention_s,
+            display_rate_tokens_s=self._options.display_rate_tokens_s,
         )
 
 

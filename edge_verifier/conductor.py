@@ -270,7 +270,8 @@ class Conductor:
         is_queued = any(isinstance(effect, Queue) for effect in effects)
         session = self.table.get(piece.sid)
         if judgement.finished is None and not is_queued and session is not None:
-            self.planner.arrivals.answered(piece.sid, now_s, dry_s=session.dry_s, text_s=session.text_s)
+            shown = session.shown
+            self.planner.arrivals.answered(piece.sid, now_s, dry_s=shown.dry_s, text_s=shown.usual_text_s)
         self.perform(effects)
         if piece.pending is not None:
             round_, arrived_s = piece.pending.round, piece.pending.arrived_s

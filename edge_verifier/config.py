@@ -15,6 +15,7 @@ from edge_verifier.flood import FloodLimits
 from edge_verifier.policies import POLICIES, Deadline, Policy, PolicyName, Static
 from edge_verifier.prefixes import PrefixRules, PrefixScope
 from edge_verifier.quota import Quota
+from edge_verifier.shown_text import DisplayRates
 from edge_verifier.step_rows import PlannerLimits
 from edge_verifier.table_rules import TableRules
 from protocol.errors import ConfigError
@@ -38,7 +39,9 @@ class VerifierConfig(BaseModel):
         max_late_s: new sessions are told to come later while half of those that wait for a step have had
             nothing to show for longer than this; None for never.
         min_step_tokens, max_step_tokens: bounds of the learned token budget of a step.
-        display_rate_tokens_s: how fast users read; sets whose window is most urgent.
+        display_rate_tokens_s: how fast users read whose devices do not say; sets whose window is most urgent.
+            What a device states beyond it counts only while nobody is late for it.
+        max_display_rate_tokens_s: rates that devices state are taken for at most this.
         keep_checkpoints: False keeps every conversation out of the broker.
         share_prefixes: whose prompts that begin alike are computed once: those of the whole fleet, of each
             device by itself, or of none (`off`).
@@ -68,6 +71,7 @@ class VerifierConfig(BaseModel):
     min_step_tokens: int = Field(default=64, ge=34)
     max_step_tokens: int = Field(default=4096, ge=64)
     display_rate_tokens_s: float = Field(default=10.0, gt=0.0)
+    max_display_rate_tokens_s: float = Field(default=30.0, gt=0.0)
     keep_checkpoints: bool = True
     share_prefixes: PrefixScope = "fleet"
     messages_s: float = Field(default=500.0, gt=0.0)
@@ -140,7 +144,7 @@ class VerifierConfig(BaseModel):
             min_idle_s=self.min_idle_s,
             max_backlog_s=self.max_backlog_s,
             max_late_s=self.max_late_s,
-            display_rate_tokens_s=self.display_rate_tokens_s,
+            display_rates=DisplayRates(self.display_rate_tokens_s, self.max_display_rate_tokens_s),
             prefixes=PrefixRules(self.share_prefixes),
             checkpoints=CheckpointRule(is_on=self.keep_checkpoints),
         )

@@ -25,7 +25,7 @@ def overload_fault(
         return Fault("busy", f"prompts wait for {backlog_s:.1f} s already", backlog_s)
     if rules.max_late_s is None:
         return None
-    late_s = [now_s - session.dry_s for session in sessions if session.is_busy]
+    late_s = [now_s - session.shown.dry_s for session in sessions if session.is_busy]
     if len(late_s) < _FEW or (usual_s := median(late_s)) <= rules.max_late_s:
         return None
     detail = f"{len(late_s)} sessions wait, half of them {usual_s:.1f} s longer than their text lasts"

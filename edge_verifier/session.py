@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from edge_verifier.shown_text import DisplayRates, ShownText
 from edge_verifier.work import Pending, Slice, Work
 from protocol.chain import Chain
 from protocol.coupling import Ends, Judgement
@@ -23,9 +24,7 @@ INLINE_TOKENS = 48
 """Uncached tokens that still count as part of a window; more are a prompt, which goes in chunks."""
 
 MAX_SLACK_S = 2.0
-"""However much text a session has in hand, its window is due this long after it came: none starves."""
-FIRST_TOKEN_S = 2.0
-"""A turn's first token is due this long after its context came."""
+"""However much text a session has in hand at the usual rate, its window is due this long after it came."""
 
 Key = tuple[str, int]
 """Device and slot."""
@@ -39,9 +38,7 @@ class Session:
         limit: largest length in this turn, the engine's context included.
         finished: why the present turn has ended; None while it goes on.
         active_s: when the device was last heard.
-        dry_s: when the text shown to the user runs dry, at the display rate; in the past by as much as the
-            verifier's own delays have cost the turn, while what the device takes is not counted against it.
-        text_s: how long the last verdict's text lasts.
+        shown: the text in the reader's hands, and when it runs dry.
         n_opening: tokens that it was opened with; the latest rebuild counts.
         checkpoint_length: text length in the last checkpoint written; None when there is none.
     """
@@ -58,7 +55,7 @@ class Session:
         self.finished: Finished | None = None
         self.limit = 0
         self.active_s = 0.0
-        self.dry_s = 0.0
+        self.shown = ShownText()
         self.checkpoint_length: int | None = None
         self.flight: Slice | None = None
         self.cached: list[int] = []
@@ -67,8 +64,6 @@ class Session:
         self._max_context = max_context
         self._opening: Opening | None = None
         self._chain: Chain | None = None
-        self.text_s = 0.0
-        self._answered_s = 0.0
         self._n_valid = 0  # cached[:n_valid] is a prefix of the text
         self._turn_start = 0
         self._waiting: dict[int, Pending] = {}
@@ -188,9 +183,9 @@ class Session:
         base, text_hash = window.base, window.hash
         if window.context is not None:
             base, text_hash = self.length, self.chain.hash_at(self.length)
-            self.dry_s = arrived_s + FIRST_TOKEN_S
+            self.shown.begin(arrived_s)
         elif not self._waiting and self.flight is None:
-            self.dry_s = max(self.dry_s, arrived_s + min(0.0, self.dry_s - self._answered_s))
+            self.shown.ask(arrived_s)
         self._waiting[window.round] = Pending(
             window.round, base, text_hash, window.ack, window.draft, arrived_s
         )
@@ -230,9 +225,18 @@ class Session:
             return None
         n_cached, n_prefill = self._usable_length(), self.n_prompt_left
         n_final = self.length - n_cached - n_prefill + len(self._fed_draft(pending))
-        arrived_s = pending.arrived_s
-        deadline_s = min(self.dry_s, arrived_s + MAX_SLACK_S)
-        return Work(self.sid, self.device, n_prefill, n_final, n_cached, arrived_s, deadline_s)
+        own_dry_s, usual_dry_s = self.shown.own_dry_s, self.shown.usual_dry_s
+        latest_s = pending.arrived_s + MAX_SLACK_S
+        return Work(
+            self.sid,
+            self.device,
+            n_prefill,
+            n_final,
+            n_cached,
+            pending.arrived_s,
+            own_deadline_s=own_dry_s if own_dry_s > usual_dry_s else min(own_dry_s, latest_s),
+            usual_deadline_s=min(usual_dry_s, latest_s),
+        )
 
     @property
     def n_prompt_left(self) -> int:
@@ -279,11 +283,10 @@ class Session:
         if self.finished is not None:
             self._waiting.clear()
 
-    def show(self, text_s: float, now_s: float) -> None:
-        """Text that lasts for `text_s` leaves for the user."""
-        self.text_s = text_s
-        self.dry_s += text_s
-        self._answered_s = now_s
+    def show(self, n_tokens: int, rates: DisplayRates, now_s: float) -> None:
+        """So many tokens leave for the user, who reads at the rate that the device has stated."""
+        own_tokens_s = rates.own_tokens_s(self.opening.display_rate_tokens_s)
+        self.shown.show(n_tokens, own_tokens_s, rates.usual_tokens_s, now_s)
 
     def remember(self, verdict: Verdict) -> None:
         """Keep an answer for its window's return."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from edge_verifier.arrivals import Arrivals
 from edge_verifier.policies import Pace, Policy
+from edge_verifier.stated_rates import StatedRates
 from edge_verifier.step_cost import StepCost, StepSize
 from edge_verifier.work import Work
 
@@ -128,34 +129,47 @@ class StepRows:
     def _in_order(self, tasks: Sequence[Work], now_s: float) -> tuple[list[Work], set[int]]:
         """The tasks, each device's first session before any device's second; and which of them give way.
 
-        Those are what is late and, while a device's first session is late, other devices' further ones.
+        Those are what is late and, while a device's first session is late, other devices' further ones, and
+        what `stated_rates` says.
         """
-        late, need_s = self._judged(tasks, now_s)
+        late, need_s, ends_s = self._judged(tasks, now_s)
         ranks: dict[int, int] = {}
         n_of_device: Counter[str] = Counter()
         for task in sorted(tasks, key=lambda task: (task.sid in late, need_s[task.sid], task.sid)):
             ranks[task.sid] = n_of_device[task.device]
             n_of_device[task.device] += 1
         yielding = set(late)
-        if any(ranks[sid] == 0 for sid in late):
+        is_any_first_late = any(ranks[sid] == 0 for sid in late)
+        if is_any_first_late:
             yielding |= {sid for sid, rank in ranks.items() if rank > 0}
+        others = [task for task in tasks if task.sid not in yielding]
+        rates = StatedRates(self._policy, others, ends_s, self._arrivals.usual_text_s or 0.0)
+        if is_any_first_late:
+            patient_s = dict(rates.patient_needs_s())
+            need_s |= patient_s
+            yielding |= patient_s.keys()
+        else:
+            need_s |= rates.fast_needs_s()
         order = {sid: (sid in yielding, rank, need_s[sid], sid) for sid, rank in ranks.items()}
         return sorted(tasks, key=lambda task: order[task.sid]), yielding
 
-    def _judged(self, tasks: Sequence[Work], now_s: float) -> tuple[set[int], dict[int, float]]:
-        """Which sessions are late, and the need of each; prompts are done one after another."""
+    def _judged(
+        self, tasks: Sequence[Work], now_s: float
+    ) -> tuple[set[int], dict[int, float], dict[int, float]]:
+        """Which sessions are late; of each the need, and when it is done; prompts one after another."""
         late: set[int] = set()
         need_s: dict[int, float] = {}
+        ends_s: dict[int, float] = {}
         n_ahead, can_keep_pace = 0, self._can_keep_pace
         for task in sorted(tasks, key=lambda task: (task.deadline_s, task.arrived_s, task.sid)):
-            end_s = now_s + self._time_s(task, n_ahead)
+            end_s = ends_s[task.sid] = now_s + self._time_s(task, n_ahead)
             is_late = can_keep_pace and self._policy.is_late(task, end_s, self._arrivals.usual_text_s or 0.0)
             need_s[task.sid] = self._policy.need_s(task, end_s, is_late=is_late)
             if is_late:
                 late.add(task.sid)
             else:
                 n_ahead += task.n_prefill
-        return late, need_s
+        return late, need_s, ends_s
 
     @property
     def _can_keep_pace(self) -> bool:

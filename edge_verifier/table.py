@@ -303,7 +303,7 @@ class SessionTable:
         verdict = verdict_of(session, pending, judgement, timing)
         session.remember(verdict)
         session.active_s = now_s
-        session.show(len(judgement.tokens) / self._rules.display_rate_tokens_s, now_s)
+        session.show(len(judgement.tokens), self._rules.display_rates, now_s)
         return [Reply(*session.key, verdict), *self._checkpoint_of_growth(session)]
 
     def _advance(self, session: Session, now_s: float) -> list[Effect]:

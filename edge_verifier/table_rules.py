@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from edge_verifier.checkpoints import CheckpointRule
 from edge_verifier.prefixes import PrefixRules
+from edge_verifier.shown_text import DisplayRates
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class TableRules:
         max_backlog_s: prompts waiting for longer than this make new openings wait at their devices.
         max_late_s: new openings wait at their devices while half of the sessions that wait for a step have
             had nothing to show for longer than this; None for never.
-        display_rate_tokens_s: how fast a user reads; sets when a session's shown text runs dry.
+        display_rates: how fast users read; sets when a session's shown text runs dry.
         repeat_unknown_s: an unknown session is refused once per generation within this time.
     """
 
@@ -27,7 +28,7 @@ class TableRules:
     min_idle_s: float = 2.0
     max_backlog_s: float = 10.0
     max_late_s: float | None = None
-    display_rate_tokens_s: float = 10.0
+    display_rates: DisplayRates = field(default_factory=DisplayRates)
     repeat_unknown_s: float = 2.0
     prefixes: PrefixRules = field(default_factory=PrefixRules)
     checkpoints: CheckpointRule = field(default_factory=CheckpointRule)

@@ -31,7 +31,8 @@ class Work:
         n_prefill: tokens that may be fed in chunks of any size, in any steps.
         n_final: tokens after them that go in one step and are judged.
         n_cached: positions that are cached already.
-        deadline_s: when the session's shown text runs dry.
+        own_deadline_s: when the session's shown text runs dry, at the rate that its device has stated.
+        usual_deadline_s: the same at the verifier's usual rate.
         follows: the session that is computing tokens which this one will share; None when there is none.
         n_shared: how many of `n_prefill` these are.
     """
@@ -42,9 +43,15 @@ class Work:
     n_final: int
     n_cached: int
     arrived_s: float
-    deadline_s: float
+    own_deadline_s: float
+    usual_deadline_s: float
     follows: int | None = None
     n_shared: int = 0
+
+    @property
+    def deadline_s(self) -> float:
+        """The later of the two: only after it the session is late."""
+        return max(self.own_deadline_s, self.usual_deadline_s)
 
 
 @dataclass(frozen=True, slots=True)

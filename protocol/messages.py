@@ -19,6 +19,8 @@ MAX_DRAFT = 32
 """Tokens in one window: bounds the rows that one message can ask for in a step."""
 MAX_PAYLOAD_BYTES = 61_440
 """Below the broker's packet limit of 64 KiB, so that an oversized message is refused, not the connection."""
+MAX_DISPLAY_RATE_TOKENS_S = 1000.0
+"""Faster than anything is read; what a verifier goes by is bounded by its own settings."""
 
 Finished = Literal["stop", "limit", "context"]
 RefusalReason = Literal[
@@ -43,6 +45,7 @@ Uid = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Counter = Annotated[int, Field(ge=0, lt=1 << 53)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 TokenList = Annotated[tuple[TokenId, ...], Strict(strict=False)]
+DisplayRate = Annotated[float, Field(gt=0.0, le=MAX_DISPLAY_RATE_TOKENS_S)]
 
 
 class Message(BaseModel):
@@ -75,15 +78,17 @@ class Opening(BaseModel):
         sampler_version: refused as `wrong_version` when the verifier's differs.
         keep_checkpoint: False keeps the conversation out of the broker.
         retention_s: how long the broker keeps the checkpoint after its last change.
+        display_rate_tokens_s: how fast the text is read; None leaves it to the verifier's own setting.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True, allow_inf_nan=False)
 
     settings: SamplerSettings = Field(alias="s")
     target: Fingerprint = Field(alias="f")
     sampler_version: int = Field(ge=0, alias="z")
     keep_checkpoint: bool = Field(default=True, alias="k")
     retention_s: int = Field(default=86_400, ge=60, le=30 * 86_400, alias="e")
+    display_rate_tokens_s: DisplayRate | None = Field(default=None, alias="r")
 
 
 class Window(Message):

@@ -76,6 +76,24 @@ def test_p16_a_device_that_lost_its_journal_goes_on_from_the_broker_s_copy_text_
         assert at_broker(live_fleet, "dev-a") == []
 
 
+@pytest.mark.parametrize(("setting", "stated"), [({"display_rate_tokens_s": 4.5}, 4.5), ({}, None)])
+def test_a_verifier_learns_how_fast_a_device_s_answers_are_read(
+    live_fleet: LiveFleet, tmp_path: Path, setting: dict[str, float], stated: float | None
+) -> None:
+    engine = table_engine()
+    with (
+        serving(live_fleet, engine),
+        table_agent(live_fleet, "dev-a", tmp_path, TableDrafter(engine), **setting) as agent,
+    ):
+        agent.wait_ready(WAIT_S)
+        chat = agent.chat(LONG)
+        last(chat.send("read on"))
+        wait_for(lambda: bool(at_broker(live_fleet, "dev-a")))
+        [kept] = read(live_fleet, "dev-a")
+        assert kept.checkpoint.opening.display_rate_tokens_s == stated
+        chat.close()
+
+
 def test_a_conversation_that_had_ended_is_resumed_with_its_text(
     live_fleet: LiveFleet, tmp_path: Path
 ) -> None:

@@ -232,6 +232,16 @@ def test_a_wish_is_saved_then_applied_then_reported(duties: FleetDuties) -> None
     assert "keep_checkpoint" not in reported.config
 
 
+def test_the_fleet_may_say_how_fast_answers_are_read(duties: FleetDuties) -> None:
+    actions = duties.on_message(f"{ROOT}/desired", wish(3, display_rate_tokens_s=7.5), 0.0)
+    assert of(ApplySettings, actions)[0].settings.display_rate_tokens_s == 7.5
+    assert decode(Reported, retained(actions, "reported")).config["display_rate_tokens_s"] == 7.5
+    actions = duties.on_message(f"{ROOT}/desired", wish(4, display_rate_tokens_s=1000.5), 0.0)
+    reported = decode(Reported, retained(actions, "reported"))
+    assert reported.config["display_rate_tokens_s"] == 0.0
+    assert [refusal.key for refusal in reported.refusals] == ["display_rate_tokens_s"]
+
+
 def test_a_wish_survives_a_restart_and_is_reported_again(duties: FleetDuties) -> None:
     (save,) = of(Save, duties.on_message(f"{ROOT}/desired", wish(3, max_tokens=7, color=1), 0.0))
     again = make(save.content)

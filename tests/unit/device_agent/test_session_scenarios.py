@@ -172,6 +172,17 @@ def test_p3_a_session_comes_back_to_a_verifier_that_it_has_left() -> None:
     assert len(world.verifiers["v2"].table) == 0
 
 
+def test_every_opening_states_how_fast_the_answer_is_read_also_at_another_verifier() -> None:
+    options = SessionOptions(display_rate_tokens_s=4.0)
+    world = asked(World(n_verifiers=2, max_in_flight=1, options=options))
+    world.verifiers["v1"].kill()
+    finish(world)
+    assert world.session.binding.name == "v2"
+    stated = [window.opening.display_rate_tokens_s for window in world.published if window.opening]
+    assert len(stated) >= 2
+    assert set(stated) == {4.0}
+
+
 def test_p4_a_verifier_killed_between_receiving_and_publishing_changes_nothing() -> None:
     """It had the window, perhaps wrote its checkpoint, and never answered: another one gets the same text."""
     world = asked(World(n_verifiers=2, max_in_flight=1))

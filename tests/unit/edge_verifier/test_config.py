@@ -8,6 +8,7 @@ import pytest
 
 from edge_verifier.config import VerifierConfig
 from edge_verifier.policies import Deadline, Greedy, Static
+from edge_verifier.shown_text import DisplayRates
 from protocol.errors import ConfigError
 
 
@@ -18,6 +19,13 @@ def test_file_then_environment_then_flags(tmp_path: Path) -> None:
     config = VerifierConfig.load(file, environment, {"max_sessions": 100, "drain_s": None})
     assert (config.max_sessions, config.batch_size, config.keepalive_s) == (100, 20, 3)
     assert config.drain_s == VerifierConfig().drain_s
+
+
+def test_how_fast_users_read_and_what_devices_may_say() -> None:
+    flags = {"display_rate_tokens_s": 8.0, "max_display_rate_tokens_s": 20.0}
+    rates = VerifierConfig.load(flags=flags).table_rules().display_rates
+    assert [rates.own_tokens_s(stated) for stated in (None, 4.0, 500.0)] == [8.0, 4.0, 20.0]
+    assert VerifierConfig().table_rules().display_rates == DisplayRates()
 
 
 def test_a_file_may_do_without_the_table(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def work(
     deadline_s: float | None = None,
 ) -> Work:
     deadline_s = arrived_s if deadline_s is None else deadline_s
-    return Work(sid, device or f"d{sid}", n_prefill, n_final, 0, arrived_s, deadline_s)
+    return Work(sid, device or f"d{sid}", n_prefill, n_final, 0, arrived_s, deadline_s, deadline_s)
 
 
 def started(planner: Planner, now_s: float = 0.0) -> dict[int, int]:
@@ -347,16 +347,26 @@ def test_every_task_is_done_whole_within_the_budget_and_never_twice_in_a_step(
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(1, 33), st.integers(0, 2000), st.sampled_from(["deadline", "greedy", "static"]))
-def test_no_task_starves_under_overload(n_final: int, n_prefill: int, name: PolicyName) -> None:
+@given(
+    st.integers(1, 33),
+    st.integers(0, 2000),
+    st.sampled_from(["deadline", "greedy", "static"]),
+    st.sampled_from([0.0, 1e9]),
+)
+def test_no_task_starves_under_overload(
+    n_final: int, n_prefill: int, name: PolicyName, own_deadline_s: float
+) -> None:
     """Fresh urgent windows of other devices in every step, more than the budget holds."""
     planner = Planner(POLICIES[name](), PlannerLimits(max_tokens=64))
     life = Life(planner)
     life.come(1000, n_prefill, n_final, device=3)
+    life.left[1000] = replace(life.left[1000], own_deadline_s=own_deadline_s)
+    planner.add(life.left[1000])
     for i in range(600):
         for sid in range(8):
             life.come(8 * i + sid, 0, 33, device=10 + sid)
-            life.left[8 * i + sid] = replace(life.left[8 * i + sid], deadline_s=0.0)
+            task = replace(life.left[8 * i + sid], own_deadline_s=0.0, usual_deadline_s=0.0)
+            life.left[8 * i + sid] = task
             planner.add(life.left[8 * i + sid])
         life.act()
         if 1000 not in life.left:

@@ -29,9 +29,11 @@ def work(
     slack_s: float = 0.5,
     waited_s: float = 0.0,
     device: str | None = None,
+    own_slack_s: float | None = None,
 ) -> Work:
-    arrived_s = NOW_S - waited_s
-    return Work(sid, device or f"d{sid}", n_prefill, n_final, n_cached, arrived_s, NOW_S + slack_s)
+    arrived_s, due_s = NOW_S - waited_s, NOW_S + slack_s
+    own_due_s = due_s if own_slack_s is None else NOW_S + own_slack_s
+    return Work(sid, device or f"d{sid}", n_prefill, n_final, n_cached, arrived_s, own_due_s, due_s)
 
 
 @cache
@@ -113,6 +115,54 @@ def test_further_sessions_of_a_device_give_way_while_the_first_of_another_is_lat
     assert len(rows) < 41
 
 
+FEW_TOKENS = PlannerLimits(min_tokens=64, max_tokens=64)
+"""Room for twelve windows of five tokens."""
+
+
+def test_faster_readers_go_before_others_while_nobody_is_late() -> None:
+    usual = [work(sid, slack_s=0.3) for sid in range(16)]
+    fast = [work(50 + i, slack_s=0.5, own_slack_s=0.25) for i in range(4)]
+    first = [row.sid for row in step_rows(limits=FEW_TOKENS).choose([*usual, *fast], NOW_S)]
+    assert first == [50, 51, 52, 53, *range(8)]
+    assert set(chosen(step_rows(Greedy(), limits=FEW_TOKENS), [*usual, *fast])) == set(range(12))
+
+
+def test_a_reader_whose_own_rate_cannot_be_had_is_served_at_the_usual_one() -> None:
+    usual = [work(sid, slack_s=0.4) for sid in range(16)]
+    greedy = work(99, slack_s=0.5, own_slack_s=-30.0)
+    assert 99 not in chosen(step_rows(limits=FEW_TOKENS), [*usual, greedy])
+    assert 99 in chosen(step_rows(limits=FEW_TOKENS), [*usual, work(99, slack_s=0.3, own_slack_s=-30.0)])
+
+
+def test_what_is_stated_beyond_the_usual_rate_gives_way_while_a_usual_reader_is_late() -> None:
+    usual = [work(sid, slack_s=0.3) for sid in range(12)]
+    fast = work(99, slack_s=0.5, own_slack_s=0.2)
+    assert 99 in chosen(step_rows(limits=FEW_TOKENS), [*usual, fast])
+    assert 99 not in chosen(step_rows(limits=FEW_TOKENS), [*usual, fast, work(50, slack_s=-3.0)])
+
+
+def test_a_slow_reader_with_ample_text_gives_way_as_a_usual_one_would_while_one_is_late() -> None:
+    usual = [work(sid, slack_s=0.3) for sid in range(11)]
+    slow = work(98, slack_s=-2.0, own_slack_s=9.0)
+    assert 98 in chosen(step_rows(limits=FEW_TOKENS), [*usual, slow])
+    late = work(99, slack_s=-1.0)
+    assert {98, 99} & chosen(step_rows(limits=FEW_TOKENS), [*usual, slow, late]).keys() == {99}
+    assert 98 in chosen(step_rows(limits=FEW_TOKENS), [*usual, work(98, slack_s=-2.0, own_slack_s=1.0), late])
+
+
+def test_a_slow_reader_who_has_got_no_more_than_a_usual_one_gives_way_no_sooner() -> None:
+    usual = [work(sid, slack_s=0.3) for sid in range(11)]
+    late = work(99, slack_s=-1.0)
+    assert 98 in chosen(step_rows(limits=FEW_TOKENS), [*usual, work(98, slack_s=0.2, own_slack_s=9.0), late])
+
+
+def test_how_long_a_step_may_last_does_not_go_by_what_is_stated() -> None:
+    in_time = [work(sid, slack_s=1.0) for sid in range(8)]
+    late = [work(99, slack_s=-3.0)]
+    fast = [work(50, slack_s=1.0, own_slack_s=0.01)]
+    assert set(chosen(step_rows(), [*in_time, *fast, *late])) == {*range(8), 50, 99}
+
+
 def test_a_short_prompt_goes_whole_and_a_long_one_in_chunks_beside_windows() -> None:
     windows = [work(sid, slack_s=1.5) for sid in range(16)]
     windows_s = FIXED_S + PER_TOKEN_S * 80
@@ -170,12 +220,13 @@ def test_a_window_is_late_when_half_of_what_it_brings_would_be() -> None:
 
 tasks = st.lists(
     st.builds(
-        lambda n_final, n_prefill, slack_s, waited_s, device: (n_final, n_prefill, slack_s, waited_s, device),
+        lambda *fields: fields,
         st.integers(1, 33),
         st.one_of(st.just(0), st.integers(49, 2000)),
         st.floats(-5.0, 2.0),
         st.floats(0.0, 3.0),
         st.integers(0, 6),
+        st.floats(-5.0, 2.0),
     ),
     min_size=1,
     max_size=50,
@@ -185,11 +236,19 @@ tasks = st.lists(
 @settings(max_examples=120, deadline=None)
 @given(tasks, st.sampled_from(["deadline", "greedy", "static"]), st.sampled_from([None, 0.1, 0.4]))
 def test_rows_are_whole_within_the_budget_and_never_at_the_cost_of_what_is_in_time(
-    drawn: list[tuple[int, int, float, float, int]], name: PolicyName, text_s: float | None
+    drawn: list[tuple[int, int, float, float, int, float]], name: PolicyName, text_s: float | None
 ) -> None:
     waiting = {
-        sid: work(sid, n_final=n, n_prefill=p, slack_s=slack_s, waited_s=waited_s, device=f"d{device}")
-        for sid, (n, p, slack_s, waited_s, device) in enumerate(drawn)
+        sid: work(
+            sid,
+            n_final=n,
+            n_prefill=p,
+            slack_s=slack_s,
+            waited_s=waited_s,
+            device=f"d{device}",
+            own_slack_s=own_slack_s,
+        )
+        for sid, (n, p, slack_s, waited_s, device, own_slack_s) in enumerate(drawn)
     }
     rows = step_rows(POLICIES[name](), text_s=text_s)
     found = rows.choose([*waiting.values()], NOW_S)
@@ -222,16 +281,23 @@ def _check_in_time(
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 33), st.floats(-2.0, 2.0)), min_size=1, max_size=60),
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(1, 33), st.floats(-2.0, 2.0), st.floats(-2.0, 2.0)),
+        min_size=1,
+        max_size=60,
+    ),
     st.sampled_from(["deadline", "greedy", "static"]),
 )
-@example([(0, 1, 0.0), (0, 1, -1.0), (1, 1, 0.0), (2, 33, 0.0), (3, 33, 0.0), (4, 33, 0.0)], "deadline")
+@example(
+    [(0, 1, 0.0, 0.0), (0, 1, -1.0, -1.0), (1, 1, 0.0, 0.0), *((i, 33, 0.0, 0.0) for i in (2, 3, 4))],
+    "deadline",
+)
 def test_no_device_gets_a_second_window_while_another_gets_none(
-    drawn: list[tuple[int, int, float]], name: PolicyName
+    drawn: list[tuple[int, int, float, float]], name: PolicyName
 ) -> None:
     waiting = {
-        sid: work(sid, device=f"d{device}", n_final=n, slack_s=slack_s)
-        for sid, (device, n, slack_s) in enumerate(drawn)
+        sid: work(sid, device=f"d{device}", n_final=n, slack_s=slack_s, own_slack_s=own_slack_s)
+        for sid, (device, n, slack_s, own_slack_s) in enumerate(drawn)
     }
     rows = step_rows(POLICIES[name](), limits=PlannerLimits(min_tokens=100, max_tokens=100))
     taken = [waiting[row.sid].device for row in rows.choose([*waiting.values()], NOW_S)]

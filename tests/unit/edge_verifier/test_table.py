@@ -6,6 +6,7 @@ import pytest
 
 from edge_verifier.checkpoints import CheckpointRule
 from edge_verifier.engines.table_engine import TableEngine
+from edge_verifier.shown_text import DisplayRates
 from edge_verifier.table_rules import TableRules
 from protocol.messages import MAX_DRAFT, Refusal, SamplerSettings, Verdict, Window
 from protocol.sampler import choose
@@ -568,7 +569,7 @@ def test_p25_openings_wait_at_their_devices_while_prompts_pile_up(desk: Desk) ->
 def test_openings_wait_while_half_of_those_that_wait_are_behind_their_readers(
     waited_s: float, n_refusals: int
 ) -> None:
-    desk = Desk(TableEngine(is_held=True), TableRules(max_late_s=3.0, display_rate_tokens_s=10.0))
+    desk = Desk(TableEngine(is_held=True), TableRules(max_late_s=3.0, display_rates=DisplayRates(10.0)))
     devices = [opened(desk, name=f"d{i}", seed=i) for i in range(6)]
     for device in devices:
         desk.send(device, device.next_window())

@@ -50,6 +50,17 @@ SAMPLES: list[Message] = [
         context=(1, 2, 70_000),
         limit=64,
     ),
+    Window(
+        uid=UID,
+        generation=0,
+        round=0,
+        ack=1,
+        base=0,
+        hash=UID,
+        opening=OPENING.model_copy(update={"display_rate_tokens_s": 12.5}),
+        context=(1,),
+        limit=64,
+    ),
     Window(uid=UID, generation=9, round=1, ack=0, base=0, hash=UID, is_close=True),
     Verdict(
         uid=UID,
@@ -104,6 +115,15 @@ def test_unknown_fields_are_ignored_so_that_a_newer_peer_can_add_some() -> None:
     assert decode(Window, orjson.dumps(body)) == WINDOW
 
 
+def test_an_older_verifier_opens_for_a_newer_device() -> None:
+    """What it does not know of in an opening it passes over; what a device does not state is not sent."""
+    opened = WINDOW.model_copy(update={"opening": OPENING, "context": (1,), "draft": ()})
+    body = orjson.loads(encode(opened))
+    assert body["o"] == {"s": {"t": 0.8, "s": 2**64 - 1}, "f": UID, "z": 1}
+    body["o"]["new"] = 12.5
+    assert decode(Window, orjson.dumps(body)) == opened
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -125,6 +145,7 @@ def test_unknown_fields_are_ignored_so_that_a_newer_peer_can_add_some() -> None:
         ("h", None),
         ("o", {"s": {"t": -1.0}, "f": UID, "z": 1}),
         ("o", {"s": {"t": 1.0, "k": 257}, "f": UID, "z": 1}),
+        *(("o", {"s": {}, "f": UID, "z": 1, "r": rate}) for rate in (0, -1.0, 1000.1, "10", True)),
         ("x", "yes"),
     ],
 )
