@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from tests.tiny_models import TinyPair
 
+
+# Threads that wait for each other without sleeping make a test of two threads take minutes on a machine with
+# other work to do. It is read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # How long an example takes says more about the machine than about what is tested.
 settings.register_profile("untimed", deadline=None)
