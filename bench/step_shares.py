@@ -62,8 +62,8 @@ class Parts:
     Attributes:
         receive: topic, rate, decoding, validation.
         plan: session table and planner, until the engine has its rows.
-        forward: what the engine says the step took.
-        judge: sampler and coupling.
+        forward: what the engine says the step took, without that search.
+        judge: the search for the greatest logits, sampler and coupling.
         publish: from the first verdict's encoding until the last packet is sent, less what was judged then.
         rest: everything else, such as waking threads and the session table after judging.
     """
@@ -178,7 +178,9 @@ class Rig:
         parts.plan = time.perf_counter() - begun_s - parts.receive
         while len(self.verdicts) < len(payloads):
             flight = self._done.get(timeout=WAIT_S)
-            parts.forward += flight.future.result().step_s
+            result = flight.future.result()
+            parts.forward += result.step_s - result.search_s
+            parts.judge += result.search_s
             with self._link.batch():
                 self._conductor.finish(flight)
             self._conductor.pump()
@@ -203,7 +205,7 @@ class Rig:
 
 @contextmanager
 def judging_timed(rig: Rig) -> Iterator[None]:
-    """Count the time in `judge_each` as `Parts.judge`."""
+    """Count the time in `judge_each` as part of `Parts.judge`."""
     plain: Callable[..., Any] = conductor_module.judge_each
 
     def timed(*arguments: Any) -> Any:  # noqa: ANN401 - passed on

@@ -132,7 +132,8 @@ class Conductor:
             if not isinstance(action, Step):
                 return None
             cut = (self.table.cut(row.sid, row.n_tokens) for row in action.rows)
-            pieces = [piece for piece in cut if piece is not None]
+            # Rows that ask for equally many logits lie together, so that the engine may look at them at once.
+            pieces = sorted((piece for piece in cut if piece is not None), key=lambda piece: piece.n_top)
             if self._launch(pieces):
                 return None
             self.planner.step_failed()
@@ -231,7 +232,7 @@ class Conductor:
         for i, piece in enumerate(pieces):
             session = self.table.wanted_by(piece)
             if session is not None and piece.pending is not None:
-                windows[i] = judged_window(session, piece.pending, result.logits[i])
+                windows[i] = judged_window(session, piece.pending, result.of(i))
         found: list[Judgement | Exception | None] = [None] * len(pieces)
         for i, judgement in zip(windows, judge_each(list(windows.values())), strict=True):
             found[i] = judgement

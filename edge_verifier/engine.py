@@ -14,6 +14,7 @@ from typing import Protocol
 
 from protocol.errors import ModelError
 from protocol.raw_logits import RawLogits
+from protocol.top_logits import TopRows
 
 
 class CapacityError(ModelError):
@@ -29,12 +30,14 @@ class Row:
         start: absolute index of the first of `tokens`; equal to the session's length.
         tokens: at least one token id.
         n_logits: for how many of the last positions of `tokens` logits are wanted, 0 to len(tokens).
+        n_top: how many of the greatest logits of each of these positions are enough; None for all.
     """
 
     session: int
     start: int
     tokens: tuple[int, ...]
     n_logits: int
+    n_top: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,20 @@ class StepResult:
             the token that follows position `start + len(tokens) - n_logits + i`. The arrays belong to the
             caller.
         step_s: wall seconds that the step took, without the time it waited for earlier steps.
+        tops: instead of logits, for rows with `n_top`, so many of the greatest and perhaps some more; None
+            for rows that have logits. An engine that has none for any row may leave it empty.
+        search_s: what of the step went into looking for `tops`.
     """
 
     logits: tuple[RawLogits, ...]
     step_s: float
+    tops: tuple[TopRows | None, ...] = ()
+    search_s: float = 0.0
+
+    def of(self, n: int) -> RawLogits | TopRows:
+        """What there is of row `n`."""
+        top = self.tops[n] if self.tops else None
+        return self.logits[n] if top is None else top
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,4 +70,4 @@ class EngineRoom:
             handle = self._handles[piece.sid] = self._engine.open()
             self._lengths[piece.sid] = 0
         self.cut(piece.sid, piece.start)
-        return Row(handle, piece.start, piece.tokens, piece.n_logits)
+        return Row(handle, piece.start, piece.tokens, piece.n_logits, piece.n_top)

@@ -15,6 +15,7 @@ from edge_verifier.work import Pending, Slice, Work
 from protocol.chain import Chain
 from protocol.coupling import Ends, Judgement
 from protocol.messages import Checkpoint, Finished, Opening, SamplerSettings, Verdict, Window
+from protocol.sampler import n_candidates
 
 MAX_AHEAD = 2
 """Windows of one session that may wait beyond its position."""
@@ -258,7 +259,15 @@ class Session:
         is_last = n_tokens >= len(rest)
         n_logits = 1 + len(draft) if is_last else 0
         tokens = tuple(rest[:n_tokens])
-        self.flight = Slice(self.sid, self.epoch, start, tokens, n_logits, pending if is_last else None)
+        self.flight = Slice(
+            self.sid,
+            self.epoch,
+            start,
+            tokens,
+            n_logits=n_logits,
+            n_top=n_candidates(self.settings),
+            pending=pending if is_last else None,
+        )
         del self.cached[start:]
         self.cached.extend(tokens)
         self._n_valid = min(start + len(tokens), self.length)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from edge_verifier.session import Session
 from edge_verifier.work import Pending
 from protocol.coupling import JudgedWindow, Judgement, judge, judge_together
 from protocol.messages import Verdict, Window
-from protocol.raw_logits import RawLogits, as_floats
+from protocol.raw_logits import Floats, RawLogits, as_floats
+from protocol.top_logits import TopRows
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class Timing:
     engine_s: float = 0.0
 
 
-def judged_window(session: Session, pending: Pending, logits: RawLogits) -> JudgedWindow:
+def judged_window(session: Session, pending: Pending, logits: RawLogits | TopRows) -> JudgedWindow:
     """A window whose text ends right before its base, with the logits [n, vocab] that judge it.
 
     n may be below len(draft) + 1 when the turn ends within the window: rows after the end are not needed.
@@ -53,11 +55,13 @@ def judge_each(windows: Sequence[JudgedWindow]) -> list[Judgement | Exception]:
 
 def _judge_alone(window: JudgedWindow) -> Judgement | Exception:
     try:
-        return judge(
-            lambda i: as_floats(window.logits[i]), window.draft, window.settings, window.base, window.ends
-        )
+        return judge(partial(_row, window.logits), window.draft, window.settings, window.base, window.ends)
     except Exception as error:  # noqa: BLE001 - the owner logs it with the session's id
         return error
+
+
+def _row(logits: RawLogits | TopRows, n: int) -> Floats:
+    return logits.dense(n) if isinstance(logits, TopRows) else as_floats(logits[n])
 
 
 def verdict_of(session: Session, pending: Pending, judgement: Judgement, timing: Timing) -> Verdict:

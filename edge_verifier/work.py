@@ -62,6 +62,7 @@ class Slice:
         epoch: the session's epoch when it was cut; the result counts only while that is unchanged.
         start: the engine's cache is rolled back to this length, and `tokens` follow.
         n_logits: for the last positions of `tokens`; 0 for a chunk of a prompt.
+        n_top: see `Row.n_top`.
         pending: the window that is judged with the logits; None for a chunk.
     """
 
@@ -70,4 +71,5 @@ class Slice:
     start: int
     tokens: tuple[int, ...]
     n_logits: int
+    n_top: int
     pending: Pending | None

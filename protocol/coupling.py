@@ -15,10 +15,13 @@ from protocol.messages import Finished, SamplerSettings
 from protocol.raw_logits import RawLogits
 from protocol.sampler import Logits, choose
 from protocol.sampler_rows import ChoiceRows, choose_rows
+from protocol.top_logits import TopRows
 
 _VALUES_AT_ONCE = 1 << 16
 _ROWS_AT_ONCE = 4
 """Logits of one window that are looked at in one go, perhaps some in vain; but at least so many rows."""
+_TOP_ROWS_AT_ONCE = 16
+"""Rows of a window looked at in one go where their greatest logits are known already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +90,11 @@ class JudgedWindow:
     """A window and the logits that judge it.
 
     Attributes:
-        logits: [n, vocab]; row i predicts index `base + i`. n may be below len(draft) + 1 where the turn ends
-            within the window.
+        logits: [n, vocab], or the greatest of each row; row i predicts index `base + i`. n may be below
+            len(draft) + 1 where the turn ends within the window.
     """
 
-    logits: RawLogits
+    logits: RawLogits | TopRows
     draft: Sequence[int]
     settings: SamplerSettings
     base: int
@@ -121,10 +124,11 @@ def judge_together(windows: Sequence[JudgedWindow]) -> list[Judgement | None]:
 
 def _next_rows(window: JudgedWindow, start: int) -> ChoiceRows:
     """As many rows as cost less together than another call would."""
-    vocab_size = window.logits.shape[1]
-    n_at_once = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // vocab_size)
+    logits, n_at_once = window.logits, _TOP_ROWS_AT_ONCE
+    if not isinstance(logits, TopRows):
+        n_at_once = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // logits.shape[1])
     end = min(start + n_at_once, len(window.draft) + 1)
-    return ChoiceRows(window.logits[start:end], window.settings, window.base + start)
+    return ChoiceRows(logits[start:end], window.settings, window.base + start)
 
 
 def _judged(window: JudgedWindow, start: int, tokens: Sequence[int | None]) -> tuple[int, Judgement | None]:

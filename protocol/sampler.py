@@ -39,6 +39,13 @@ class Candidates:
     scores: NDArray[np.float64]
 
 
+def n_candidates(settings: SamplerSettings) -> int:
+    """How many tokens may be chosen at a position at most, but for those that equal the last of them."""
+    if settings.temperature == 0.0:
+        return 1
+    return min(settings.top_k or MAX_CANDIDATES, MAX_CANDIDATES)
+
+
 def candidates(
     logits: Logits, settings: SamplerSettings, token_ids: NDArray[np.int64] | None = None
 ) -> Candidates:
@@ -52,7 +59,7 @@ def candidates(
         ModelError: a logit is NaN or infinite, or none is above -infinity.
     """
     _check(logits)
-    top_k = min(settings.top_k or MAX_CANDIDATES, MAX_CANDIDATES, logits.shape[0])
+    top_k = min(n_candidates(settings), logits.shape[0])
     kept = _not_below_kth(logits, top_k)
     scores = logits[kept].astype(np.float64) / settings.temperature
     if settings.top_p < 1.0:
@@ -72,14 +79,15 @@ def choose(
     A pure function of its arguments: equal logits give equal tokens on every machine.
 
     Args:
-        token_ids: see `candidates`; for temperatures above 0.
+        token_ids: see `candidates`.
 
     Raises:
         ModelError: a logit is NaN or infinite, or none is above -infinity.
     """
     if settings.temperature == 0.0:
         _check(logits)
-        return int(np.argmax(logits))
+        best = int(np.argmax(logits))
+        return best if token_ids is None else int(token_ids[best])
     row = candidates(logits, settings, token_ids)
     noise = gumbel(row_key(settings.seed, settings.attempt, position), row.token_ids)
     noisy = row.scores + noise

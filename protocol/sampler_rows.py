@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from protocol.messages import SamplerSettings
 from protocol.noise import gumbel_of, row_keys, uniforms
-from protocol.raw_logits import RawLogits, as_floats, finite_rows
-from protocol.sampler import MAX_CANDIDATES, choose
-from protocol.top_logits import Ids, TopLogits, top_logits
+from protocol.raw_logits import Floats, RawLogits, as_floats, finite_rows
+from protocol.sampler import MAX_CANDIDATES, choose, n_candidates
+from protocol.top_logits import Ids, TopRows, top_rows
 
 _LONGEST_COPIED = 1 << 14
 """Rows of up to so many logits are copied to be looked at together."""
@@ -37,9 +37,12 @@ Tokens = list[int | None]
 
 
 class ChoiceRows(NamedTuple):
-    """RawLogits [n, vocab] of one session that predict the positions from `position` on."""
+    """Logits [n, vocab] of one session that predict the positions from `position` on.
 
-    logits: RawLogits
+    They may be the greatest alone, at least as many as `sampler.n_candidates` says.
+    """
+
+    logits: RawLogits | TopRows
     settings: SamplerSettings
     position: int
 
@@ -51,17 +54,38 @@ def choose_rows(blocks: Sequence[ChoiceRows]) -> list[Tokens]:
         blocks: with logits of one vocabulary and type.
     """
     tokens: list[Tokens] = [[] for _ in blocks]
-    alike: dict[int, list[int]] = {}
-    for i, block in enumerate(blocks):
-        if block.settings.temperature == 0.0:
-            tokens[i] = _greatest(block.logits)
-        elif len(block.logits):
-            alike.setdefault(block.settings.top_k or MAX_CANDIDATES, []).append(i)
-    for n_candidates, indices in alike.items():
-        found = iter(_sampled([blocks[i] for i in indices], n_candidates))
-        for i in indices:
-            tokens[i] = [next(found) for _ in range(len(blocks[i].logits))]
+    greedy, sampled = _Found([], []), _Found([], [])
+    alike: dict[int, tuple[list[int], list[RawLogits]]] = {}
+    for i, (logits, settings, _) in enumerate(blocks):
+        is_greedy = settings.temperature == 0.0
+        if isinstance(logits, TopRows):
+            (greedy if is_greedy else sampled).add([i], [logits])
+        elif is_greedy:
+            tokens[i] = _greatest(logits)
+        elif len(logits):
+            indices, tables = alike.setdefault(n_candidates(settings), ([], []))
+            indices.append(i)
+            tables.append(logits)
+    for n_top, (indices, tables) in alike.items():
+        sampled.add(indices, [top_rows(table, n_top) for table in _joined(tables)])
+    for found, choose_all in ((greedy, _greatest_of), (sampled, _sampled)):
+        asked = [blocks[i] for i in found.indices]
+        chosen = iter(choose_all(TopRows.joined(found.parts), asked) if asked else [])
+        for i, block in zip(found.indices, asked, strict=True):
+            tokens[i] = [next(chosen) for _ in range(len(block.logits))]
     return tokens
+
+
+class _Found(NamedTuple):
+    """The greatest logits of some blocks, in any parts."""
+
+    indices: list[int]
+    parts: list[TopRows]
+
+    def add(self, indices: Sequence[int], parts: Sequence[TopRows]) -> None:
+        """More blocks, and what was found of them."""
+        self.indices.extend(indices)
+        self.parts.extend(parts)
 
 
 def _greatest(logits: RawLogits) -> Tokens:
@@ -73,33 +97,54 @@ def _greatest(logits: RawLogits) -> Tokens:
     return [token if each else None for token, each in zip(best.tolist(), is_finite.tolist(), strict=True)]
 
 
-def _sampled(blocks: Sequence[ChoiceRows], n_candidates: int) -> Tokens:
-    """The choices at all rows of blocks that ask for equally many candidates, one after another."""
-    n_before, finite, parts = 0, [], []
-    for logits in _joined(blocks):
-        part, each_finite = top_logits(logits, n_candidates)
-        parts.append(part._replace(row_of=part.row_of + n_before))
-        finite.append(each_finite)
-        n_before += len(logits)
-    top = TopLogits(*(np.concatenate(each) for each in zip(*parts, strict=True)))
-    is_finite = np.concatenate(finite)
-    chosen = iter(_choices(_renumbered(top, is_finite), _every_row(blocks, is_finite), n_candidates))
-    return [next(chosen) if each else None for each in is_finite.tolist()]
-
-
-def _renumbered(top: TopLogits, is_finite: Flags) -> TopLogits:
-    """Rows counted without those that are not finite, of which there are no tokens."""
-    return top if is_finite.all() else top._replace(row_of=(np.cumsum(is_finite) - 1)[top.row_of])
-
-
-def _joined(blocks: Sequence[ChoiceRows]) -> list[RawLogits]:
+def _joined(every: Sequence[RawLogits]) -> Sequence[RawLogits]:
     """The logits of all blocks: some together, where copying costs less than calls for each block would."""
-    every = [block.logits for block in blocks]
     vocab_size = every[0].shape[1]
     if vocab_size > _LONGEST_COPIED:
         return every
     n_each = max(1, _COPIED_TOGETHER // (vocab_size * max(1, *map(len, every))))
     return [np.concatenate(every[i : i + n_each]) for i in range(0, len(every), n_each)]
+
+
+def _greatest_of(top: TopRows, _: Sequence[ChoiceRows]) -> Tokens:
+    """The first of the greatest of each row."""
+    is_finite = top.counts > 0
+    spans = _Spans.of(top.counts[is_finite])
+    is_best = top.values == np.repeat(spans.greatest(top.values), spans.counts)
+    return _or_none(top.ids[spans.first(is_best)], is_finite)
+
+
+def _sampled(top: TopRows, blocks: Sequence[ChoiceRows]) -> Tokens:
+    """The choice at each row of all blocks, one after another, at temperatures above 0."""
+    is_finite = top.counts > 0
+    rows = _every_row(blocks, is_finite)
+    if not rows:
+        return [None] * len(top)
+    spans = _Spans.of(top.counts[is_finite])
+    temperatures = np.array([settings.temperature for settings, _ in rows], np.float64)
+    n_most = np.array([n_candidates(settings) for settings, _ in rows])
+    scores = top.values.astype(np.float64) / np.repeat(temperatures, spans.counts)
+    top_ps = np.array([settings.top_p for settings, _ in rows], np.float64)
+    if top_ps.min() < 1.0:
+        scores[~_within_top_p(top.values, spans, temperatures, top_ps, n_most)] = -np.inf
+    noisy = _noisy(scores, uniforms(np.repeat(_keys(rows), spans.counts), top.ids), spans)
+    is_best = noisy == np.repeat(spans.greatest(noisy), spans.counts)
+    best = spans.first(is_best)
+    n_not_below = spans.numbers(top.values >= np.repeat(top.values[best], spans.counts))
+    tokens = top.ids[best]
+    # Among equal noisy scores the order of candidates decides.
+    is_sure = (n_not_below <= n_most) & (spans.numbers(is_best) == 1)
+    for n in (~is_sure).nonzero()[0].tolist():
+        of_row = slice(spans.starts[n], spans.starts[n] + spans.counts[n])
+        settings, position = rows[n]
+        tokens[n] = choose(top.values[of_row], settings, position, top.ids[of_row])
+    return _or_none(tokens, is_finite)
+
+
+def _or_none(tokens: Ids, is_finite: Flags) -> Tokens:
+    """The tokens of rows that are finite, None for the others."""
+    found = iter(tokens.tolist())
+    return [next(found) if each else None for each in is_finite.tolist()]
 
 
 def _every_row(blocks: Sequence[ChoiceRows], is_wanted: Flags) -> list[tuple[SamplerSettings, int]]:
@@ -114,47 +159,25 @@ class _Spans(NamedTuple):
     counts: Ids
     starts: Ids
 
-    def greatest(self, values: Scores) -> Scores:
+    @classmethod
+    def of(cls, counts: Ids) -> _Spans:
+        return cls(counts, np.cumsum(counts) - counts)
+
+    def first(self, is_so: Flags) -> Ids:
+        """Where the first token of each row is of which it is so; there must be one in each."""
+        numbers = self.numbers(is_so)
+        first: Ids = is_so.nonzero()[0][np.cumsum(numbers) - numbers]
+        return first
+
+    def greatest(self, values: Floats) -> Floats:
         """Of each row, given a value for each token."""
-        greatest: Scores = np.maximum.reduceat(values, self.starts)
+        greatest: Floats = np.maximum.reduceat(values, self.starts)
         return greatest
 
     def numbers(self, is_so: Flags) -> Ids:
         """Of how many tokens of each row it is so."""
         numbers: Ids = np.add.reduceat(is_so, self.starts, dtype=np.int64)
         return numbers
-
-
-def _choices(top: TopLogits, rows: Sequence[tuple[SamplerSettings, int]], n_candidates: int) -> list[int]:
-    """The choice at each row.
-
-    Args:
-        top: of each row tokens that hold all its candidates, and perhaps some others.
-        rows: settings and position of each.
-        n_candidates: how many there may be, but for those that equal the last.
-    """
-    if not rows:
-        return []
-    counts = np.bincount(top.row_of, minlength=len(rows))
-    spans = _Spans(counts, np.cumsum(counts) - counts)
-    temperatures = np.array([settings.temperature for settings, _ in rows], np.float64)
-    scores = top.values.astype(np.float64) / np.repeat(temperatures, counts)
-    top_ps = np.array([settings.top_p for settings, _ in rows], np.float64)
-    if top_ps.min() < 1.0:
-        scores[~_within_top_p(top, spans, temperatures, top_ps, n_candidates)] = -np.inf
-    noisy = _noisy(scores, uniforms(np.repeat(_keys(rows), counts), top.ids), spans)
-    is_best = noisy == np.repeat(spans.greatest(noisy), counts)
-    n_best = spans.numbers(is_best)
-    best = is_best.nonzero()[0][np.cumsum(n_best) - n_best]
-    n_not_below = spans.numbers(top.values >= np.repeat(top.values[best], counts))
-    tokens: list[int] = top.ids[best].tolist()
-    # Among equal noisy scores the order of candidates decides.
-    is_sure = (n_not_below <= n_candidates) & (n_best == 1)
-    for n in (~is_sure).nonzero()[0].tolist():
-        of_row = slice(spans.starts[n], spans.starts[n] + counts[n])
-        settings, position = rows[n]
-        tokens[n] = choose(top.values[of_row], settings, position, top.ids[of_row])
-    return tokens
 
 
 def _keys(rows: Sequence[tuple[SamplerSettings, int]]) -> NDArray[np.uint64]:
@@ -164,21 +187,20 @@ def _keys(rows: Sequence[tuple[SamplerSettings, int]]) -> NDArray[np.uint64]:
     return row_keys(seeds, attempts, [position for _, position in rows])
 
 
-def _within_top_p(
-    top: TopLogits, spans: _Spans, temperatures: Scores, top_ps: Scores, n_candidates: int
-) -> Flags:
+def _within_top_p(values: Floats, spans: _Spans, temperatures: Scores, top_ps: Scores, n_most: Ids) -> Flags:
     """Which tokens are in their row's shortest prefix that reaches top-p; all, where that is 1.
 
     The sums are those of the canonical function to the last bit: each row's candidates, added in their order.
     """
     shape = len(spans.counts), int(spans.counts.max())
-    place = np.arange(len(top.values)) - np.repeat(spans.starts, spans.counts)
+    row_of = np.repeat(np.arange(shape[0]), spans.counts)
+    place = np.arange(len(values)) - spans.starts[row_of]
     table = np.full(shape, -np.inf)
-    table[top.row_of, place] = top.values
+    table[row_of, place] = values
     order = np.argsort(-table, axis=1, kind="stable")
     ranked = np.take_along_axis(table, order, axis=1)
-    least = ranked[:, min(n_candidates, shape[1]) - 1]
-    n_reaching = spans.numbers(top.values >= np.repeat(least, spans.counts))
+    least = ranked[np.arange(shape[0]), np.minimum(n_most, spans.counts) - 1]
+    n_reaching = spans.numbers(values >= least[row_of])
     n_reaching = np.minimum(n_reaching, MAX_CANDIDATES)
     scores = ranked / temperatures[:, None]
     weights = np.exp(scores - scores[:, :1])
@@ -187,7 +209,7 @@ def _within_top_p(
     n_kept[top_ps == 1.0] = shape[1]
     is_kept = np.empty(shape, np.bool_)
     np.put_along_axis(is_kept, order, np.arange(shape[1]) < n_kept[:, None], axis=1)
-    kept: Flags = is_kept[top.row_of, place]
+    kept: Flags = is_kept[row_of, place]
     return kept
 
 

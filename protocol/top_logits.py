@@ -8,7 +8,9 @@ their greatest reaches it.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,93 +23,157 @@ _LONG_COLUMN = 16
 Ids = NDArray[np.int64]
 
 
-class TopLogits(NamedTuple):
-    """Some tokens of each row, row by row, in the order of their ids.
+@dataclass(frozen=True, slots=True)
+class TopRows:
+    """Some tokens of each row, in the order of their ids; none of rows that may not be chosen from.
 
     Attributes:
-        row_of, ids, values: row, token id and logit of each.
+        counts: [rows], how many there are of each.
+        ids, values: token id and logit of each, row after row.
+        vocab_size: of the rows they are from.
     """
 
-    row_of: Ids
+    counts: Ids
     ids: Ids
     values: Floats
+    vocab_size: int
+
+    @classmethod
+    def joined(cls, parts: Sequence[TopRows]) -> TopRows:
+        """The rows of all parts, of which there must be some."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.counts for part in parts]),
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            parts[0].vocab_size,
+        )
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, rows: slice) -> TopRows:
+        """Some rows in a run."""
+        start, end, _ = rows.indices(len(self))
+        first = int(self.counts[:start].sum())
+        of_rows = slice(first, first + int(self.counts[start:end].sum()))
+        return TopRows(self.counts[start:end], self.ids[of_rows], self.values[of_rows], self.vocab_size)
+
+    def dense(self, n: int) -> Floats:
+        """Logits [vocab] of which the canonical sampler says what it says of row `n`'s own."""
+        row = self[n : n + 1]
+        logits = np.full(self.vocab_size, -np.inf if len(row.ids) else np.nan, self.values.dtype)
+        logits[row.ids] = row.values
+        return logits
 
 
-def top_logits(logits: RawLogits, n_top: int) -> tuple[TopLogits, NDArray[np.bool_]]:
+class Kernels(Protocol):
+    """What the search spends its time with, for libraries that can do it on several processors."""
+
+    def columns(self, table: RawLogits, length: int) -> RawLogits:
+        """The greatest of each column of `length` [rows, columns]; column c is of tokens c, c + columns, ...
+
+        Tokens that are left over belong to the first columns, one to each.
+        """
+        ...
+
+    def places(self, values: RawLogits, bounds: RawLogits) -> Ids:
+        """Where `values` [n, m] reach their row's bound, counted row by row, ascending."""
+        ...
+
+    def gather(self, table: RawLogits, row: Ids, column: Ids, n_columns: int) -> RawLogits:
+        """The whole of some columns [chosen, length], without what is left over."""
+        ...
+
+
+class NumpyKernels:
+    """See `Kernels`."""
+
+    def columns(self, table: RawLogits, length: int) -> RawLogits:
+        """See `Kernels.columns`."""
+        n_rows, vocab_size = table.shape
+        n_columns = vocab_size // length
+        even = table[:, : length * n_columns].reshape(n_rows, length, n_columns)
+        columns: RawLogits = np.maximum.reduce(even, axis=1)
+        n_rest = vocab_size - length * n_columns
+        if n_rest:
+            np.maximum(columns[:, :n_rest], table[:, length * n_columns :], out=columns[:, :n_rest])
+        return columns
+
+    def places(self, values: RawLogits, bounds: RawLogits) -> Ids:
+        """See `Kernels.places`; numpy is much slower in telling row and column."""
+        places: Ids = (values >= bounds[:, None]).reshape(-1).nonzero()[0]
+        return places
+
+    def gather(self, table: RawLogits, row: Ids, column: Ids, n_columns: int) -> RawLogits:
+        """See `Kernels.gather`."""
+        n_even = table.shape[1] - table.shape[1] % n_columns
+        values: RawLogits = table[:, :n_even].reshape(len(table), -1, n_columns)[row, :, column]
+        return values
+
+
+_NUMPY = NumpyKernels()
+
+
+def top_rows(logits: RawLogits, n_top: int, kernels: Kernels = _NUMPY) -> TopRows:
     """The tokens that reach a bound, for each row one that at least `n_top` of it reach, or all if fewer.
 
-    Beside them the rows that may be chosen from; of others there are no tokens.
-
     Args:
-        logits: [rows, vocab], at least one row.
+        logits: [rows, vocab], at least one row, without gaps between rows.
     """
     vocab_size = logits.shape[1]
-    table, columns, bounds = _bounds(logits, n_top)
-    is_long = _column_length(vocab_size, n_top) >= _LONG_COLUMN
-    found = _reaching_in_columns(table, columns, bounds) if is_long else _places(table >= bounds[:, None])
+    table, columns, bounds = _bounds(logits, n_top, kernels)
+    if _column_length(vocab_size, n_top) >= _LONG_COLUMN:
+        found = _reaching_in_columns(table, columns, bounds, kernels)
+    else:
+        found = kernels.places(table, bounds)
     row_of = found // vocab_size
-    top = TopLogits(row_of, found - row_of * vocab_size, as_floats(logits.reshape(-1).take(found)))
     is_finite = finite_rows(logits, np.maximum.reduce(columns, axis=1))
-    if is_finite.all():
-        return top, is_finite
-    kept = is_finite[row_of]
-    return TopLogits(*(each[kept] for each in top)), is_finite
+    if not is_finite.all():
+        kept = is_finite[row_of]
+        found, row_of = found[kept], row_of[kept]
+    values = as_floats(logits.reshape(-1).take(found))
+    counts = np.bincount(row_of, minlength=len(logits))
+    return TopRows(counts, found - row_of * vocab_size, values, vocab_size)
 
 
-def _places(is_so: NDArray[np.bool_]) -> Ids:
-    """Where it is so, counted row by row; numpy is much slower in telling row and column."""
-    places: Ids = is_so.reshape(-1).nonzero()[0]
-    return places
-
-
-def _reaching_in_columns(table: RawLogits, columns: RawLogits, bounds: RawLogits) -> Ids:
+def _reaching_in_columns(table: RawLogits, columns: RawLogits, bounds: RawLogits, kernels: Kernels) -> Ids:
     """Places in the table of what reaches its row's bound, looking only into columns that do."""
-    (n_rows, vocab_size), n_columns = table.shape, columns.shape[1]
+    vocab_size, n_columns = table.shape[1], columns.shape[1]
     n_even = vocab_size - vocab_size % n_columns
-    in_columns = _places(columns >= bounds[:, None])
+    in_columns = kernels.places(columns, bounds)
     row = in_columns // n_columns
     column = in_columns - row * n_columns
-    values = table[:, :n_even].reshape(n_rows, -1, n_columns)[row, :, column]
-    places = _places(values >= bounds[row, None])
+    values = kernels.gather(table, row, column, n_columns)
+    places = kernels.places(values, bounds[row])
     which = places // values.shape[1]
     found: Ids = (row * vocab_size + column)[which] + (places - which * values.shape[1]) * n_columns
     if n_even < vocab_size:
-        places = _places(table[:, n_even:] >= bounds[:, None])
+        places = kernels.places(table[:, n_even:], bounds)
         row = places // (vocab_size - n_even)
         found = np.concatenate([found, places + (row + 1) * n_even])
     found.sort()
     return found
 
 
-def _bounds(logits: RawLogits, n_top: int) -> tuple[RawLogits, RawLogits, RawLogits]:
+def _bounds(logits: RawLogits, n_top: int, kernels: Kernels) -> tuple[RawLogits, RawLogits, RawLogits]:
     """What to compare, the columns of each row, and what `n_top` of these reach."""
-    columns, bounds = _columns_and_bounds(logits, n_top)
+    columns, bounds = _columns_and_bounds(logits, n_top, kernels)
     if logits.dtype != np.int16 or bounds.min() > 0:
         return logits, columns, bounds
     ordered = in_order(logits)
-    columns, bounds = _columns_and_bounds(ordered, n_top)
+    columns, bounds = _columns_and_bounds(ordered, n_top, kernels)
     bounds[bounds == 0] = -1  # both zeros reach it
     return ordered, columns, bounds
 
 
-def _columns_and_bounds(table: RawLogits, n_top: int) -> tuple[RawLogits, RawLogits]:
-    columns = _columns(table, _column_length(table.shape[1], n_top))
+def _columns_and_bounds(table: RawLogits, n_top: int, kernels: Kernels) -> tuple[RawLogits, RawLogits]:
+    columns = kernels.columns(table, _column_length(table.shape[1], n_top))
     nth = max(0, columns.shape[1] - n_top)
     ranked = columns.copy()
     ranked.partition(nth, axis=1)
     return columns, ranked[:, nth].copy()
-
-
-def _columns(table: RawLogits, length: int) -> RawLogits:
-    """The greatest of each column [rows, columns]; column c is of tokens c, c + columns, ..."""
-    n_rows, vocab_size = table.shape
-    n_columns = vocab_size // length
-    even = table[:, : length * n_columns].reshape(n_rows, length, n_columns)
-    columns: RawLogits = np.maximum.reduce(even, axis=1)
-    n_rest = vocab_size - length * n_columns
-    if n_rest:
-        np.maximum(columns[:, :n_rest], table[:, length * n_columns :], out=columns[:, :n_rest])
-    return columns
 
 
 def _column_length(vocab_size: int, n_top: int) -> int:

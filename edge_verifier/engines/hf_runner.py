@@ -6,13 +6,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_verifier.engine import Row, StepResult
-from edge_verifier.engines import hf_linear
+from edge_verifier.engines import hf_linear, hf_logits
 from edge_verifier.engines.hf_arena import BLOCK, KvArena, position_bytes
 from edge_verifier.engines.hf_attention import RaggedStep, Span
 from edge_verifier.engines.hf_cache import KvCache, KvMemory, blocks
@@ -20,7 +18,6 @@ from edge_verifier.engines.hf_loading import LoadedModel
 from edge_verifier.engines.hf_probe import learn_layers, probe
 from edge_verifier.engines.ledger import DEFAULT_KV_BYTES
 from protocol.errors import ModelError
-from protocol.raw_logits import RawLogits
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +65,8 @@ class StepRunner:
         try:
             with torch.inference_mode():
                 logits = self._forward(rows, caches)
+                computed_s = perf_counter()
+                found = hf_logits.handed_over(logits, rows)
         except ModelError:
             raise
         except Exception as error:
@@ -75,9 +74,11 @@ class StepRunner:
             raise ModelError(f"the engine failed in a step: {error}") from error
         for row, cache in zip(rows, caches, strict=True):
             cache.length += len(row.tokens)
-        return StepResult(logits, perf_counter() - started_s)
+        ended_s = perf_counter()
+        return StepResult(found.logits, ended_s - started_s, found.tops, ended_s - computed_s)
 
-    def _forward(self, rows: Sequence[Row], caches: Sequence[KvCache]) -> tuple[RawLogits, ...]:
+    def _forward(self, rows: Sequence[Row], caches: Sequence[KvCache]) -> Tensor:
+        """Logits [of all rows, vocab_size]."""
         n_tokens = sum(len(row.tokens) for row in rows)
         n_rows = self._padded(n_tokens)
         tokens: list[int] = []
@@ -94,30 +95,24 @@ class StepRunner:
         step = RaggedStep(spans, n_rows, is_exact=self.is_exact, device=self._device)
         found = self._call(self._ids(tokens + padding), self._ids(positions + padding), wanted, step)
         self.windows = step.windows
-        return _split(found, [row.n_logits for row in rows])
+        if found.is_cuda:  # its time is the forward pass's
+            torch.cuda.synchronize(found.device)
+        return found
 
-    def _call(self, tokens: Tensor, positions: Tensor, wanted: list[int], step: RaggedStep) -> RawLogits:
+    def _call(self, tokens: Tensor, positions: Tensor, wanted: list[int], step: RaggedStep) -> Tensor:
         """Logits [len(wanted), vocab_size] of the wanted rows; without any, the head is not computed."""
         common = {"input_ids": tokens, "position_ids": positions, "use_cache": False, "sled_step": step}
         if not wanted:
             self._model.base_model(**common)
-            return np.empty((0, self._vocab_size), np.float32)
+            return torch.empty((0, self._vocab_size))
         n_kept = self._padded(len(wanted))
         kept = torch.tensor(wanted + [0] * (n_kept - len(wanted)), device=self._device)
         logits = self._model(**common, logits_to_keep=kept).logits
-        return _as_numpy(logits[0, : len(wanted), : self._vocab_size])
+        found: Tensor = logits[0, : len(wanted), : self._vocab_size]
+        return found
 
     def _ids(self, values: list[int]) -> Tensor:
         return torch.tensor([values], device=self._device)
-
-
-def _as_numpy(logits: Tensor) -> RawLogits:
-    """As float32; bfloat16 as the int16 that its bits are, since a step's logits may be 100 MB."""
-    if logits.dtype == torch.bfloat16:
-        bits: NDArray[np.int16] = logits.cpu().contiguous().view(torch.int16).numpy()
-        return bits
-    numbers: NDArray[np.float32] = logits.float().cpu().numpy()
-    return numbers
 
 
 def _padding(*, is_cpu: bool, is_exact: bool) -> Callable[[int], int]:
@@ -125,11 +120,6 @@ def _padding(*, is_cpu: bool, is_exact: bool) -> Callable[[int], int]:
     if is_exact:
         return hf_linear.padded
     return hf_linear.rounded if is_cpu else lambda n_rows: n_rows
-
-
-def _split(logits: RawLogits, counts: list[int]) -> tuple[RawLogits, ...]:
-    ends = np.cumsum(counts)
-    return tuple(logits[end - count : end] for end, count in zip(ends, counts, strict=True))
 
 
 def prepare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from protocol.errors import ModelError
 from protocol.messages import SamplerSettings
 from protocol.noise import row_key, row_keys
 from protocol.raw_logits import RawLogits, as_floats
-from protocol.sampler import choose
+from protocol.sampler import choose, n_candidates
 from protocol.sampler_rows import ChoiceRows, choose_rows
+from protocol.top_logits import top_rows
 
 Rows = NDArray[np.float32]
 
@@ -109,7 +111,16 @@ def test_every_row_gets_the_token_of_the_canonical_sampler(
 ) -> None:
     random = np.random.default_rng(seed)
     blocks = [ChoiceRows(kind(random, n, vocab_size), each, position) for each, position, n in asked]
-    assert choose_rows(blocks) == [_alone(block) for block in blocks]
+    expected = [_alone(block) for block in blocks]
+    assert choose_rows(blocks) == expected
+    tops = [block._replace(logits=top_rows(block.logits, n_candidates(block.settings))) for block in blocks]
+    assert choose_rows(tops) == expected
+    assert (
+        choose_rows(
+            [block if random.random() < 0.5 else top for block, top in zip(blocks, tops, strict=True)]
+        )
+        == expected
+    )
 
 
 def test_a_winner_that_is_no_candidate_is_left_to_the_canonical_sampler(
@@ -164,6 +175,8 @@ def test_infinity_and_nan_of_either_sign_are_found_in_bfloat16(
     block = ChoiceRows(logits, SamplerSettings.model_validate(asked), 9)
     [tokens] = choose_rows([block])
     assert tokens == _alone(block)
+    top = top_rows(logits, n_candidates(block.settings))
+    assert choose_rows([block._replace(logits=top)]) == [tokens]
     assert [token is None for token in tokens] == [False, False, True, False]
 
 
@@ -198,6 +211,8 @@ def test_windows_judged_together_are_judged_as_each_alone(seed: int, n_windows: 
         for window in windows
     ]
     assert judge_together(windows) == alone
+    tops = [replace(window, logits=top_rows(window.logits, 24)) for window in windows]
+    assert judge_together(tops) == alone
 
 
 def test_a_window_with_logits_that_are_not_finite_has_no_judgement_and_harms_no_other() -> None:
@@ -207,6 +222,8 @@ def test_a_window_with_logits_that_are_not_finite_has_no_judgement_and_harms_no_
     first = int(logits[0].argmax())
     ends = Ends(frozenset(), 100, 100)
     windows = [JudgedWindow(each, (first,), SamplerSettings(), 4, ends) for each in (logits, damaged)]
+    tops = [replace(window, logits=top_rows(window.logits, 1)) for window in windows]
+    assert judge_together(tops) == judge_together(windows)
     whole, failed = judge_together(windows)
     assert failed is None
     assert whole is not None

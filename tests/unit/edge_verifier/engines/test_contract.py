@@ -21,6 +21,9 @@ from edge_verifier.engine import CapacityError, Engine, Row
 from edge_verifier.engines import load_engine
 from edge_verifier.engines.table_engine import TableEngine
 from protocol.errors import ModelError
+from protocol.messages import SamplerSettings
+from protocol.sampler import n_candidates
+from protocol.sampler_rows import ChoiceRows, choose_rows
 
 Text = tuple[int, ...]
 VOCAB_SIZE = 320
@@ -348,3 +351,19 @@ def test_nothing_is_taken_after_shutdown_and_what_was_submitted_is_finished(benc
     engine.truncate(session, 10)
     engine.close(session)
     engine.shutdown()
+
+
+def test_rows_that_ask_for_the_greatest_are_judged_as_those_that_ask_for_all(bench: Bench) -> None:
+    engine, text = bench.make(), _text(9, 20)
+    asked = [
+        SamplerSettings(),
+        SamplerSettings(temperature=1.0, top_k=7, seed=1),
+        SamplerSettings(temperature=0.8),
+    ]
+    tops = [Row(engine.open(), 0, text, 12, n_candidates(each)) for each in asked]
+    result = engine.submit([*tops, Row(engine.open(), 0, text, 12)]).result()
+    for i, each in enumerate(asked):
+        [found] = choose_rows([ChoiceRows(result.of(i), each, 30)])
+        assert found == choose_rows([ChoiceRows(result.logits[-1], each, 30)])[0]
+        assert result.of(3) is result.logits[-1]
+    assert 0.0 <= result.search_s <= result.step_s

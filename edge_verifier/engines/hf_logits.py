@@ -1,0 +1,106 @@
+"""From a step's logits to what is handed over: all of a row, or the greatest alone.
+
+On an accelerator the greatest are sought where the logits are; on the CPU torch does with all its threads
+what numpy would do with one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_verifier.engine import Row
+from protocol.raw_logits import RawLogits, as_floats
+from protocol.top_logits import Ids, TopRows, top_rows
+
+
+class HandedOver(NamedTuple):
+    """See `StepResult`."""
+
+    logits: tuple[RawLogits, ...]
+    tops: tuple[TopRows | None, ...]
+
+
+def handed_over(logits: Tensor, rows: Sequence[Row]) -> HandedOver:
+    """What each row has asked for, given the logits [of all rows, vocab]."""
+    whole: list[RawLogits] = []
+    tops: list[TopRows | None] = []
+    end = 0
+    for n_top, alike in groupby(rows, key=lambda row: row.n_top):
+        counts = [row.n_logits for row in alike]
+        start, end = end, end + sum(counts)
+        run = logits[start:end]
+        ends = np.cumsum(counts).tolist()
+        if n_top is None or not len(run):
+            found = as_numpy(run)
+            whole += [found[each - count : each] for each, count in zip(ends, counts, strict=True)]
+            tops += [None] * len(counts)
+        else:
+            top = greatest(run, n_top)
+            whole += [as_numpy(run[:0])] * len(counts)
+            tops += [top[each - count : each] for each, count in zip(ends, counts, strict=True)]
+    return HandedOver(tuple(whole), tuple(tops))
+
+
+def as_numpy(logits: Tensor) -> RawLogits:
+    """As float32; bfloat16 as the int16 that its bits are, since a step's logits may be 100 MB."""
+    if logits.dtype == torch.bfloat16:
+        bits: NDArray[np.int16] = logits.cpu().contiguous().view(torch.int16).numpy()
+        return bits
+    numbers: NDArray[np.float32] = logits.float().cpu().numpy()
+    return numbers
+
+
+def greatest(logits: Tensor, n_top: int) -> TopRows:
+    """At least the `n_top` greatest logits of each row [rows, vocab], and all that equal the last of them."""
+    if logits.device.type == "cpu":
+        return top_rows(np.ascontiguousarray(as_numpy(logits)), n_top, _TorchKernels())
+    return greatest_there(logits, n_top)
+
+
+def greatest_there(logits: Tensor, n_top: int) -> TopRows:
+    """As `greatest`, on the device where the logits are; only what is found comes from there."""
+    n_rows, vocab_size = logits.shape
+    # NaN counts as the greatest and stands first; +infinity would, too.
+    ranked = logits.topk(min(n_top, vocab_size), dim=1).values
+    is_reaching = (logits >= ranked[:, -1:]) & ranked[:, :1].isfinite()
+    row, ids = is_reaching.nonzero().unbind(1)
+    values = as_floats(as_numpy(logits[row, ids]))
+    counts = np.bincount(row.cpu().numpy(), minlength=n_rows)
+    return TopRows(counts, ids.cpu().numpy(), values, vocab_size)
+
+
+class _TorchKernels:
+    """See `protocol.top_logits.Kernels`."""
+
+    def columns(self, table: RawLogits, length: int) -> RawLogits:
+        """See `Kernels.columns`."""
+        n_rows, vocab_size = table.shape
+        n_columns = vocab_size // length
+        whole = torch.from_numpy(table)
+        columns = whole[:, : length * n_columns].view(n_rows, length, n_columns).amax(1)
+        n_rest = vocab_size - length * n_columns
+        if n_rest:
+            first = columns[:, :n_rest]
+            torch.maximum(first, whole[:, length * n_columns :], out=first)
+        found: RawLogits = columns.numpy()
+        return found
+
+    def places(self, values: RawLogits, bounds: RawLogits) -> Ids:
+        """See `Kernels.places`."""
+        is_reaching = torch.from_numpy(values) >= torch.from_numpy(bounds)[:, None]
+        found: Ids = is_reaching.view(-1).nonzero().view(-1).numpy()
+        return found
+
+    def gather(self, table: RawLogits, row: Ids, column: Ids, n_columns: int) -> RawLogits:
+        """See `Kernels.gather`."""
+        n_even = table.shape[1] - table.shape[1] % n_columns
+        whole = torch.from_numpy(table)[:, :n_even].view(len(table), -1, n_columns)
+        found: RawLogits = whole[torch.from_numpy(row), :, torch.from_numpy(column)].numpy()
+        return found
