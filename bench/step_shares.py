@@ -39,6 +39,7 @@ from edge_verifier.engines import load_engine
 from edge_verifier.planner import Planner
 from edge_verifier.policies import Greedy
 from edge_verifier.publisher import Publisher
+from edge_verifier.reception import MAX_IN_FLIGHT
 from edge_verifier.step_rows import PlannerLimits
 from edge_verifier.table import SessionTable
 from protocol import topics
@@ -267,7 +268,8 @@ def linked(folder: Path) -> Iterator[Link]:
     identity = f"verifier.{VERIFIER}"
     with PrivateBroker(fleet.broker_files(), folder / "broker") as broker:
         endpoint = Endpoint(broker.host, broker.backend_port, fleet.endpoint_tls(identity))
-        link = Link(endpoint, LinkOptions(identity), lambda _event: None, on_shed=lambda _shed: None)
+        options = LinkOptions(identity, max_in_flight=MAX_IN_FLIGHT)
+        link = Link(endpoint, options, lambda _event: None, on_shed=lambda _shed: None)
         link.start()
         try:
             link.wait_connected(WAIT_S)

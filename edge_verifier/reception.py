@@ -37,6 +37,8 @@ _logger = logging.getLogger(__name__)
 
 _MAX_QUEUE = 10_000
 _FIRST_FAILURE_CODE = 0x80
+MAX_IN_FLIGHT = 200
+"""Unacknowledged publishes, as many as our broker allows: a step may have verdicts for more than a few."""
 _FIRST_DELAY_S = 0.1
 _ACK_TIMEOUT_S = 2.0
 """A verifier and its broker are near to each other."""
@@ -118,6 +120,7 @@ class Reception:
             is_clean_start=True,
             will=Will(topics.VERIFIER_STATUS.topic(self._fleet, v=self._name), farewell),
             max_queue=_MAX_QUEUE,
+            max_in_flight=MAX_IN_FLIGHT,
             first_delay_s=_FIRST_DELAY_S,
             longest_delay_s=_LONGEST_DELAY_S,
             ack_timeout_s=_ACK_TIMEOUT_S,

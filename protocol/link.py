@@ -96,7 +96,7 @@ class Link:
         self._options = options
         self._on_event = on_event
         self._clock = clock
-        self._outbox = Outbox(options.max_queue)
+        self._outbox = Outbox(options.max_queue, options.max_in_flight)
         self._subscriptions = SubscriptionBook()
         self._retained = RetainedTopics(options.reassert_spread_s)
         self._acks = AckWatch(options.ack_timeout_s)

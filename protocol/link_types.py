@@ -66,6 +66,8 @@ class LinkOptions:
         is_clean_start: True drops such a session at each connect; with `session_expiry_s=0` nothing is ever
             queued for a dead process.
         max_queue: publishes that may wait or be unacknowledged; one more is refused.
+        max_in_flight: publishes that may be unacknowledged, if the broker allows as many; so many leave
+            together when a connection is back.
         max_packet_bytes: larger publishes are refused here; the broker would drop the connection.
         first_delay_s, longest_delay_s: bounds of the reconnect delay (see `protocol.backoff`).
         reassert_spread_s: retained topics are published again within this time after a reconnect.
@@ -81,6 +83,7 @@ class LinkOptions:
     is_clean_start: bool = False
     will: Will | None = None
     max_queue: int = 1000
+    max_in_flight: int = 20
     max_packet_bytes: int = MAX_PACKET_BYTES
     first_delay_s: float = 0.5
     longest_delay_s: float = 30.0
@@ -92,7 +95,7 @@ class LinkOptions:
     def __post_init__(self) -> None:
         if not self.identity:
             raise ConfigError("a link needs an identity", hint="pass the CN of its certificate")
-        for name in ("keepalive_s", "max_queue"):
+        for name in ("keepalive_s", "max_queue", "max_in_flight"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"link option {name} is {getattr(self, name)}, not at least 1")
 

@@ -11,9 +11,6 @@ from typing import Literal
 from protocol.errors import LinkError
 from protocol.packet_size import EXPIRY_PROPERTY_BYTES, publish_size
 
-MAX_IN_FLIGHT = 20
-"""Unacknowledged publishes; paho's own limit does not hold after a reconnect, where it sends all it has."""
-
 
 def check_message(topic: str, payload: bytes, max_packet_bytes: int) -> None:
     """Refuse what a broker would answer by dropping the connection, again and again.
@@ -54,12 +51,13 @@ class Outbox:
     """FIFO of publishes; filled by any thread, emptied by the network thread.
 
     At most `max_queue` messages wait or are unacknowledged, and at most `max_in_flight` of them are with the
-    broker, so that a reconnect after a long outage sends no burst larger than that.
+    broker, so that a reconnect after a long outage sends no burst larger than that. (paho's own limit does
+    not hold there: it sends all it has.)
     """
 
-    def __init__(self, max_queue: int, max_in_flight: int = MAX_IN_FLIGHT) -> None:
+    def __init__(self, max_queue: int, max_in_flight: int) -> None:
         self._max_queue = max_queue
-        self._max_in_flight = max_in_flight
+        self._most_in_flight = self._max_in_flight = max_in_flight
         self._lock = threading.Lock()
         self._tokens = itertools.count(1)
         self._waiting: deque[Outgoing] = deque()
@@ -115,7 +113,7 @@ class Outbox:
 
     def limit_in_flight(self, receive_maximum: int) -> None:
         """Take the broker's own limit into account."""
-        self._max_in_flight = max(1, min(MAX_IN_FLIGHT, receive_maximum))
+        self._max_in_flight = max(1, min(self._most_in_flight, receive_maximum))
 
     @property
     def has_room(self) -> bool:

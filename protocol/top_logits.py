@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -56,9 +57,25 @@ class TopRows:
     def __getitem__(self, rows: slice) -> TopRows:
         """Some rows in a run."""
         start, end, _ = rows.indices(len(self))
+        if end - start == len(self):
+            return self
         first = int(self.counts[:start].sum())
         of_rows = slice(first, first + int(self.counts[start:end].sum()))
         return TopRows(self.counts[start:end], self.ids[of_rows], self.values[of_rows], self.vocab_size)
+
+    def split(self, sizes: Sequence[int]) -> list[TopRows]:
+        """Runs of so many rows, one after another."""
+        edges = [0, *np.cumsum(self.counts).tolist()]
+        ends = [*accumulate(sizes)]
+        return [
+            TopRows(
+                self.counts[end - size : end],
+                self.ids[edges[end - size] : edges[end]],
+                self.values[edges[end - size] : edges[end]],
+                self.vocab_size,
+            )
+            for size, end in zip(sizes, ends, strict=True)
+        ]
 
     def dense(self, n: int) -> Floats:
         """Logits [vocab] of which the canonical sampler says what it says of row `n`'s own."""
@@ -128,14 +145,14 @@ def top_rows(logits: RawLogits, n_top: int, kernels: Kernels = _NUMPY) -> TopRow
         found = _reaching_in_columns(table, columns, bounds, kernels)
     else:
         found = kernels.places(table, bounds)
-    row_of = found // vocab_size
+    starts = np.arange(len(logits) + 1) * vocab_size
+    counts = np.diff(np.searchsorted(found, starts))
     is_finite = finite_rows(logits, np.maximum.reduce(columns, axis=1))
     if not is_finite.all():
-        kept = is_finite[row_of]
-        found, row_of = found[kept], row_of[kept]
+        found = found[np.repeat(is_finite, counts)]
+        counts = np.where(is_finite, counts, 0)
     values = as_floats(logits.reshape(-1).take(found))
-    counts = np.bincount(row_of, minlength=len(logits))
-    return TopRows(counts, found - row_of * vocab_size, values, vocab_size)
+    return TopRows(counts, found - np.repeat(starts[:-1], counts), values, vocab_size)
 
 
 def _reaching_in_columns(table: RawLogits, columns: RawLogits, bounds: RawLogits, kernels: Kernels) -> Ids:

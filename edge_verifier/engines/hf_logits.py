@@ -36,15 +36,12 @@ def handed_over(logits: Tensor, rows: Sequence[Row]) -> HandedOver:
         counts = [row.n_logits for row in alike]
         start, end = end, end + sum(counts)
         run = logits[start:end]
-        ends = np.cumsum(counts).tolist()
         if n_top is None or not len(run):
-            found = as_numpy(run)
-            whole += [found[each - count : each] for each, count in zip(ends, counts, strict=True)]
+            whole += np.split(as_numpy(run), np.cumsum(counts[:-1]))
             tops += [None] * len(counts)
         else:
-            top = greatest(run, n_top)
             whole += [as_numpy(run[:0])] * len(counts)
-            tops += [top[each - count : each] for each, count in zip(ends, counts, strict=True)]
+            tops += greatest(run, n_top).split(counts)
     return HandedOver(tuple(whole), tuple(tops))
 
 

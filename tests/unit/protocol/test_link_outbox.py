@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocol.errors import LinkError
-from protocol.outbox import MAX_IN_FLIGHT, Outbox, check_message
+from protocol.outbox import Outbox, check_message
 
 
 def _add(outbox: Outbox, payload: bytes = b"x", qos: int = 1) -> int:
@@ -13,7 +13,7 @@ def _add(outbox: Outbox, payload: bytes = b"x", qos: int = 1) -> int:
 
 
 def test_more_than_the_bound_is_refused_and_the_queued_ones_stay() -> None:
-    outbox = Outbox(max_queue=3)
+    outbox = Outbox(max_queue=3, max_in_flight=20)
     tokens = [_add(outbox) for _ in range(3)]
     with pytest.raises(LinkError) as refusal:
         _add(outbox)
@@ -22,7 +22,7 @@ def test_more_than_the_bound_is_refused_and_the_queued_ones_stay() -> None:
 
 
 def test_messages_in_flight_count_towards_the_bound() -> None:
-    outbox = Outbox(max_queue=1)
+    outbox = Outbox(max_queue=1, max_in_flight=20)
     _add(outbox)
     taken = outbox.take()
     assert taken is not None
@@ -35,18 +35,18 @@ def test_messages_in_flight_count_towards_the_bound() -> None:
 
 
 def test_no_more_are_in_flight_than_the_limit_also_after_a_long_outage() -> None:
-    outbox = Outbox(max_queue=500)
+    outbox = Outbox(max_queue=500, max_in_flight=20)
     for _ in range(500):
         _add(outbox)
     for packet_id, taken in enumerate(iter(outbox.take, None)):
         outbox.sent(packet_id, taken)
-    assert len(outbox.in_flight) == MAX_IN_FLIGHT
+    assert len(outbox.in_flight) == 20
     outbox.acknowledged(0)
     assert outbox.take() is not None
 
 
 def test_a_smaller_limit_of_the_broker_holds() -> None:
-    outbox = Outbox(max_queue=9)
+    outbox = Outbox(max_queue=9, max_in_flight=20)
     outbox.limit_in_flight(2)
     for packet_id in range(5):
         _add(outbox)
@@ -55,8 +55,18 @@ def test_a_smaller_limit_of_the_broker_holds() -> None:
     assert len(outbox.in_flight) == 2
 
 
+def test_a_broker_that_allows_more_does_not_raise_our_own_limit() -> None:
+    outbox = Outbox(max_queue=9, max_in_flight=3)
+    outbox.limit_in_flight(65_535)
+    for packet_id in range(5):
+        _add(outbox)
+        if (taken := outbox.take()) is not None:
+            outbox.sent(packet_id, taken)
+    assert len(outbox.in_flight) == 3
+
+
 def test_only_qos0_is_dropped() -> None:
-    outbox = Outbox(max_queue=9)
+    outbox = Outbox(max_queue=9, max_in_flight=20)
     kept = [_add(outbox), _add(outbox)]
     for _ in range(3):
         _add(outbox, qos=0)
@@ -65,7 +75,7 @@ def test_only_qos0_is_dropped() -> None:
 
 
 def test_an_unknown_acknowledgement_is_nobodys() -> None:
-    assert Outbox(max_queue=1).acknowledged(3) is None
+    assert Outbox(max_queue=1, max_in_flight=20).acknowledged(3) is None
 
 
 @pytest.mark.parametrize("topic", ["", "a/+/b", "a/#", "a\0b"])

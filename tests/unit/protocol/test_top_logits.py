@@ -50,6 +50,11 @@ def test_runs_of_rows_are_taken_out_and_joined() -> None:
     assert again.ids.tolist() == top.ids.tolist()
     assert again.values.tolist() == top.values.tolist()
     assert [len(top[:2]), len(top[4:4]), len(top)] == [2, 0, 7]
+    parts = top.split([2, 0, 1, 1, 3])
+    for part, start, end in zip(parts, (0, 2, 2, 3, 4), (2, 2, 3, 4, 7), strict=True):
+        assert part.ids.tolist() == top[start:end].ids.tolist()
+        assert part.values.tolist() == top[start:end].values.tolist()
+        assert part.counts.tolist() == top.counts[start:end].tolist()
 
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
