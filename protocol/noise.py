@@ -54,21 +54,33 @@ def row_keys(seeds: Words, attempts: Words, positions: Words) -> NDArray[np.uint
     keys = np.zeros(len(seeds), np.uint64)
     with np.errstate(over="ignore"):
         for words in (seeds, attempts, positions):
-            keys = _mixed((keys ^ np.array(words, np.uint64)) + np.uint64(GOLDEN))
+            keys ^= np.array(words, np.uint64)
+            keys += np.uint64(GOLDEN)
+            _mix_all(keys)
     return keys
 
 
 def token_words(key: int | NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[np.uint64]:
     """The 64 random bits of each token id at the position that `key` stands for."""
+    words = token_ids.astype(np.uint64)
     with np.errstate(over="ignore"):
-        return _mixed(np.uint64(key) + (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN))
+        words += np.uint64(1)
+        words *= np.uint64(GOLDEN)
+        words += np.uint64(key)
+        _mix_all(words)
+    return words
 
 
-def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """`_mix` of each word; overflow is meant."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(MIX_1)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(MIX_2)
-    return words ^ (words >> np.uint64(31))
+def _mix_all(words: NDArray[np.uint64]) -> None:
+    """`_mix` of each word in its place; overflow is meant."""
+    shifted = words >> np.uint64(30)
+    words ^= shifted
+    words *= np.uint64(MIX_1)
+    np.right_shift(words, np.uint64(27), out=shifted)
+    words ^= shifted
+    words *= np.uint64(MIX_2)
+    np.right_shift(words, np.uint64(31), out=shifted)
+    words ^= shifted
 
 
 def uniforms(key: int | NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -78,8 +90,11 @@ def uniforms(key: int | NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDA
         key: of the row, or one key for each token id.
     """
     words = token_words(key, token_ids)
-    k = (words >> np.uint64(64 - UNIFORM_BITS)).astype(np.float64)
-    return (k + 0.5) * 2.0**-UNIFORM_BITS
+    words >>= np.uint64(64 - UNIFORM_BITS)
+    uniform = words.astype(np.float64)
+    uniform += 0.5
+    uniform *= 2.0**-UNIFORM_BITS
+    return uniform
 
 
 def gumbel(key: int | NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -127,13 +127,14 @@ def _sampled(top: TopRows, blocks: Sequence[ChoiceRows]) -> Tokens:
     top_ps = np.array([settings.top_p for settings, _ in rows], np.float64)
     if top_ps.min() < 1.0:
         scores[~_within_top_p(top.values, spans, temperatures, top_ps, n_most)] = -np.inf
-    noisy = _noisy(scores, uniforms(np.repeat(_keys(rows), spans.counts), top.ids), spans)
-    is_best = noisy == np.repeat(spans.greatest(noisy), spans.counts)
-    best = spans.first(is_best)
+    contenders, noisy = _noisy(scores, uniforms(np.repeat(_keys(rows), spans.counts), top.ids), spans)
+    among = _Spans.of(np.diff(np.searchsorted(contenders, [*spans.starts, len(scores)])))
+    is_best = noisy == np.repeat(among.greatest(noisy), among.counts)
+    best = contenders[among.first(is_best)]
     n_not_below = spans.numbers(top.values >= np.repeat(top.values[best], spans.counts))
     tokens = top.ids[best]
     # Among equal noisy scores the order of candidates decides.
-    is_sure = (n_not_below <= n_most) & (spans.numbers(is_best) == 1)
+    is_sure = (n_not_below <= n_most) & (among.numbers(is_best) == 1)
     for n in (~is_sure).nonzero()[0].tolist():
         of_row = slice(spans.starts[n], spans.starts[n] + spans.counts[n])
         settings, position = rows[n]
@@ -222,19 +223,18 @@ def _sums(table: Scores, counts: Ids) -> Scores:
     return sums
 
 
-def _noisy(scores: Scores, uniform: NDArray[np.float64], spans: _Spans) -> Scores:
-    """Scores with their Gumbel noise; -inf for some that are certainly not the greatest of their row.
+def _noisy(scores: Scores, uniform: NDArray[np.float64], spans: _Spans) -> tuple[Ids, Scores]:
+    """Where tokens are that may have the greatest noisy score of their row, and these scores.
 
     The noise costs two logarithms. Those near to the greatest score get theirs first; any other wins only
     with so great a noise, thus so great a uniform, that few are left.
     """
-    noisy = np.full_like(scores, -np.inf)
     near_from = spans.greatest(scores) - _NEAR
     is_near = scores >= np.repeat(near_from, spans.counts)
     near = is_near.nonzero()[0]
-    noisy[near] = scores[near] + gumbel_of(uniform[near])
-    needed = spans.greatest(noisy) - near_from
+    noisy = scores[near] + gumbel_of(uniform[near])
+    needed = np.maximum.reduceat(noisy, np.searchsorted(near, spans.starts)) - near_from
     least_uniform = np.exp(-np.exp(-needed)) - _ROUNDING
-    left = ((uniform >= np.repeat(least_uniform, spans.counts)) & ~is_near).nonzero()[0]
-    noisy[left] = scores[left] + gumbel_of(uniform[left])
-    return noisy
+    is_near |= uniform >= np.repeat(least_uniform, spans.counts)
+    contenders: Ids = is_near.nonzero()[0]
+    return contenders, scores[contenders] + gumbel_of(uniform[contenders])
