@@ -69,7 +69,7 @@ def demo(home: Path, *arguments: str) -> tuple[Done, list[dict[str, Any]]]:
 
 def batches_of_several(log: Path) -> list[int]:
     """Sizes of the verifier's steps that held windows of more than one session, from its own log."""
-    sizes = [int(size) for size in re.findall(r"step \d+: (\d+) sessions", log.read_text())]
+    sizes = [int(size) for size in re.findall(r"step number=\d+ sessions=(\d+) ", log.read_text())]
     return [size for size in sizes if size > 1]
 
 
