@@ -107,6 +107,7 @@ class Weather:
             self.desk.conductor.perform(self.desk.table.drop_idle(self.desk.clock.now_s + 100.0))
 
     def collect(self) -> None:
+        assert self.desk.table.n_kv_positions == self.desk.engine._ledger.n_positions, "memory of nobody"
         for name, slot, message in self.desk.replies:
             self.downlink[name, slot].append(message)
         self.desk.replies.clear()
