@@ -19,6 +19,7 @@ from protocol.errors import ModelError
 from protocol.raw_logits import as_floats
 from tests.tiny_architectures import ARCHITECTURES, FURTHER_ARCHITECTURES, VOCAB_SIZE
 
+WITH_EXPERTS = {"deepseek-v2", "deepseek-v3", "mixtral", "phimoe", "qwen2-moe", "qwen3-moe"}
 Text = tuple[int, ...]
 MakeModel = Callable[..., Path]
 
@@ -36,11 +37,11 @@ def _text(seed: int, n: int, vocab_size: int = VOCAB_SIZE) -> Text:
     return tuple(np.random.default_rng(seed).integers(0, vocab_size, n).tolist())
 
 
-def _plain(target: Path, text: Text) -> NDArray[np.float32]:
+def _plain(target: Path, text: Text, dtype: torch.dtype = torch.float32) -> NDArray[np.float32]:
     """Logits [len(text), vocab] of the model's own pass over the whole text."""
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, attn_implementation="eager")
     with torch.inference_mode():
-        logits: NDArray[np.float32] = model(input_ids=torch.tensor([text])).logits[0].numpy()
+        logits: NDArray[np.float32] = model(input_ids=torch.tensor([text])).logits[0].float().numpy()
     return logits
 
 
@@ -91,7 +92,7 @@ def test_ragged_batches_give_the_logits_of_the_plain_forward_pass(
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "qwen3-moe"])
+@pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES} - WITH_EXPERTS))
 def test_float32_logits_are_the_same_bits_in_any_batch(
     architecture: str, n_threads: int, make_model: MakeModel
 ) -> None:
@@ -111,7 +112,7 @@ def test_what_is_called_exact_gives_the_same_bits_in_any_batch(
         if engine.info.is_exact:
             _assert_exact(engine, texts)
         else:
-            assert architecture in {"deepseek-v2", "deepseek-v3", "mixtral", "phimoe", "qwen2-moe"}
+            assert architecture in WITH_EXPERTS
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
@@ -180,6 +181,29 @@ def test_float32_logits_are_the_same_bits_far_into_a_text(make_model: MakeModel)
             np.testing.assert_array_equal(window, np.stack(alone))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [("mistral-sliding", {"sliding_window": 250}), ("gemma2", {"sliding_window": 129}), ("phi3", {})],
+    ids=["mistral", "gemma2", "phi3"],
+)
+def test_a_text_that_crosses_its_windows_many_times_has_the_plain_logits_and_the_same_bits(
+    architecture: str, overrides: dict[str, int], make_model: MakeModel
+) -> None:
+    target, text = make_model(architecture, **overrides), _text(6, 900)
+    with _engine(target) as engine:
+        whole, pieces = engine.open(), engine.open()
+        expected = engine.submit([Row(whole, 0, text, 900)]).result().logits[0]
+        found = [engine.submit([Row(pieces, 0, text[:230], 230)]).result().logits[0]]
+        for start in range(230, 900, 67):
+            tokens = text[start : start + 67]
+            engine.submit([Row(pieces, start, tokens[::-1], 1)]).result()
+            engine.truncate(pieces, start)
+            found.append(engine.submit([Row(pieces, start, tokens, len(tokens))]).result().logits[0])
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+    np.testing.assert_allclose(expected, _plain(target, text), rtol=1e-3, atol=3e-4)
+
+
 def _assert_exact(engine: TransformersEngine, texts: list[Text]) -> None:
     alone = [_step_by_step(engine, text) for text in texts]
     for seed in range(2):
@@ -187,7 +211,7 @@ def _assert_exact(engine: TransformersEngine, texts: list[Text]) -> None:
             np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("architecture", ["qwen3-moe", "mixtral", "deepseek-v3", "phimoe"])
+@pytest.mark.parametrize("architecture", sorted(WITH_EXPERTS))
 def test_a_mixture_of_experts_is_not_called_exact(architecture: str, make_model: MakeModel) -> None:
     with _engine(make_model(architecture)) as engine:
         assert not engine.info.is_exact
@@ -201,6 +225,18 @@ def test_bfloat16_stays_near_the_plain_forward_pass(make_model: MakeModel) -> No
         assert (engine.info.dtype, engine.info.is_exact) == ("bfloat16", False)
     expected = _plain(target, text)
     assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES, *FURTHER_ARCHITECTURES} - WITH_EXPERTS))
+def test_bfloat16_is_as_near_to_float32_as_the_models_own_bfloat16(
+    architecture: str, make_model: MakeModel
+) -> None:
+    target, text = make_model(architecture), _text(3, 70)
+    with _engine(target, dtype="bfloat16") as engine:
+        found = as_floats(np.stack(_ragged(engine, [text, text[:11]], seed=2)[0]))
+    expected, own = _plain(target, text), _plain(target, text, torch.bfloat16)
+    assert np.linalg.norm(found - expected) < 1.3 * np.linalg.norm(own - expected)
 
 
 def test_bfloat16_steps_of_any_number_of_rows_stay_near_the_plain_forward_pass(make_model: MakeModel) -> None:
