@@ -38,7 +38,7 @@ def verifiers(parent: int) -> list[int]:
 
 
 def n_steps(log: Path) -> int:
-    return log.read_text().count(": step ") if log.exists() else 0
+    return log.read_text().count(": step number=") if log.exists() else 0
 
 
 def kill_verifier(parent: int) -> None:
