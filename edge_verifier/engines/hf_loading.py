@@ -188,8 +188,14 @@ def _context(text_config: Any) -> int:  # noqa: ANN401
 
 def _stop_ids(directory: Path, text_config: Any) -> frozenset[int]:  # noqa: ANN401
     ids = text_config.eos_token_id
-    if (directory / "generation_config.json").is_file():
-        generation_ids = GenerationConfig.from_pretrained(directory).eos_token_id
+    file = directory / "generation_config.json"
+    if file.is_file():
+        try:
+            generation_ids = GenerationConfig.from_pretrained(directory).eos_token_id
+        except Exception as error:
+            raise ModelError(
+                f"{file} cannot be read ({first_line(error)})", hint="copy the model again"
+            ) from error
         ids = ids if generation_ids is None else generation_ids
     if ids is None:
         return frozenset()

@@ -75,6 +75,11 @@ def test_generation_config_decides_the_stop_ids(damaged: Path) -> None:
     assert _info(damaged).stop_ids == {4, 9}
 
 
+def test_a_damaged_generation_config_is_refused(damaged: Path) -> None:
+    (damaged / "generation_config.json").write_text("{")
+    _assert_refused(damaged, r"generation_config\.json cannot be read")
+
+
 def test_longrope_is_served_up_to_the_length_where_its_frequencies_change(make_model: MakeModel) -> None:
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     target = make_model("phi3", rope_parameters=rope, original_max_position_embeddings=256)
