@@ -133,11 +133,12 @@ class NumpyKernels:
 _NUMPY = NumpyKernels()
 
 
-def top_rows(logits: RawLogits, n_top: int, kernels: Kernels = _NUMPY) -> TopRows:
+def top_rows(logits: RawLogits, n_top: int, kernels: Kernels = _NUMPY, *, is_finite: bool = False) -> TopRows:
     """The tokens that reach a bound, for each row one that at least `n_top` of it reach, or all if fewer.
 
     Args:
         logits: [rows, vocab], at least one row, without gaps between rows.
+        is_finite: they are known to be.
     """
     vocab_size = logits.shape[1]
     table, columns, bounds = _bounds(logits, n_top, kernels)
@@ -147,10 +148,10 @@ def top_rows(logits: RawLogits, n_top: int, kernels: Kernels = _NUMPY) -> TopRow
         found = kernels.places(table, bounds)
     starts = np.arange(len(logits) + 1) * vocab_size
     counts = np.diff(np.searchsorted(found, starts))
-    is_finite = finite_rows(logits, np.maximum.reduce(columns, axis=1))
-    if not is_finite.all():
-        found = found[np.repeat(is_finite, counts)]
-        counts = np.where(is_finite, counts, 0)
+    if not is_finite:
+        are_finite = finite_rows(logits, np.maximum.reduce(columns, axis=1))
+        found = found[np.repeat(are_finite, counts)]
+        counts = np.where(are_finite, counts, 0)
     values = as_floats(logits.reshape(-1).take(found))
     return TopRows(counts, found - np.repeat(starts[:-1], counts), values, vocab_size)
 

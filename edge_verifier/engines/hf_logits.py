@@ -27,8 +27,12 @@ class HandedOver(NamedTuple):
     tops: tuple[TopRows | None, ...]
 
 
-def handed_over(logits: Tensor, rows: Sequence[Row]) -> HandedOver:
-    """What each row has asked for, given the logits [of all rows, vocab]."""
+def handed_over(logits: Tensor, rows: Sequence[Row], *, is_finite: bool = False) -> HandedOver:
+    """What each row has asked for, given the logits [of all rows, vocab].
+
+    Args:
+        is_finite: they are known to be.
+    """
     whole: list[RawLogits] = []
     tops: list[TopRows | None] = []
     end = 0
@@ -41,7 +45,7 @@ def handed_over(logits: Tensor, rows: Sequence[Row]) -> HandedOver:
             tops += [None] * len(counts)
         else:
             whole += [as_numpy(run[:0])] * len(counts)
-            tops += greatest(run, n_top).split(counts)
+            tops += greatest(run, n_top, is_finite=is_finite).split(counts)
     return HandedOver(tuple(whole), tuple(tops))
 
 
@@ -54,10 +58,11 @@ def as_numpy(logits: Tensor) -> RawLogits:
     return numbers
 
 
-def greatest(logits: Tensor, n_top: int) -> TopRows:
+def greatest(logits: Tensor, n_top: int, *, is_finite: bool = False) -> TopRows:
     """At least the `n_top` greatest logits of each row [rows, vocab], and all that equal the last of them."""
     if logits.device.type == "cpu":
-        return top_rows(np.ascontiguousarray(as_numpy(logits)), n_top, _TorchKernels())
+        table = np.ascontiguousarray(as_numpy(logits))
+        return top_rows(table, n_top, _TorchKernels(), is_finite=is_finite)
     return greatest_there(logits, n_top)
 
 

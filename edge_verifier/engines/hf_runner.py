@@ -14,6 +14,7 @@ from edge_verifier.engines import hf_linear, hf_logits
 from edge_verifier.engines.hf_arena import BLOCK, KvArena, position_bytes
 from edge_verifier.engines.hf_attention import RaggedStep, Span
 from edge_verifier.engines.hf_cache import KvCache, KvMemory, blocks
+from edge_verifier.engines.hf_head import Head
 from edge_verifier.engines.hf_loading import LoadedModel
 from edge_verifier.engines.hf_probe import learn_layers, probe
 from edge_verifier.engines.ledger import DEFAULT_KV_BYTES
@@ -36,6 +37,7 @@ class StepRunner:
         is_cpu = loaded.device.type == "cpu"
         self.is_exact = loaded.dtype == "float32" and is_cpu
         self._padded = _padding(is_cpu=is_cpu, is_exact=self.is_exact)
+        self._head = Head(loaded.model) if loaded.shards is None else None
         if is_cpu:
             with torch.inference_mode():
                 hf_linear.prepare_linears(loaded.model, is_exact=self.is_exact)
@@ -66,7 +68,8 @@ class StepRunner:
             with torch.inference_mode():
                 logits = self._forward(rows, caches)
                 computed_s = perf_counter()
-                found = hf_logits.handed_over(logits, rows)
+                is_finite = self._head is not None and self._head.is_finite
+                found = hf_logits.handed_over(logits, rows, is_finite=is_finite)
         except ModelError:
             raise
         except Exception as error:
