@@ -10,7 +10,7 @@ import heapq
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Protocol
 
@@ -84,7 +84,7 @@ class VirtualEngine:
             run_next = getattr(self._inner, "run_next", None)
             if run_next is not None:
                 run_next()
-            promised.set_result(StepResult(computed.result().logits, step_s))
+            promised.set_result(replace(computed.result(), step_s=step_s))
 
         self._timeline.after(step_s, end)
         return promised

@@ -211,11 +211,12 @@ class Session:
 
         A stop token ends a turn only where the target chose it, not inside context.
         """
-        if self.length > self._turn_start:
-            return self.ends.at(self.length, self.chain.tokens[-1])
-        if self.length >= self._max_context:
+        length = self.length
+        if length > self._turn_start:
+            return self.ends.at(length, self.chain.tokens[-1])
+        if length >= self._max_context:
             return "context"
-        return "limit" if self.length >= self.limit else None
+        return "limit" if length >= self.limit else None
 
     # ---- steps
 

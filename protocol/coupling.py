@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from protocol.messages import Finished, SamplerSettings
 from protocol.raw_logits import RawLogits
@@ -24,8 +25,7 @@ _TOP_ROWS_AT_ONCE = 16
 """Rows of a window looked at in one go where their greatest logits are known already."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ends:
+class Ends(NamedTuple):
     """Where a turn must end.
 
     Attributes:
