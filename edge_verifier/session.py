@@ -225,8 +225,9 @@ class Session:
         pending = self.next_pending()
         if pending is None or self.flight is not None or self.end_here() is not None:
             return None
-        n_cached, n_prefill = self._usable_length(), self.n_prompt_left
-        n_final = self.length - n_cached - n_prefill + len(self._fed_draft(pending))
+        length, n_cached = self.length, self._usable_length()
+        n_prefill = _n_prompt(length - 1 - n_cached)
+        n_final = length - n_cached - n_prefill + len(self._fed_draft(pending, length))
         own_dry_s, usual_dry_s = self.shown.own_dry_s, self.shown.usual_dry_s
         latest_s = pending.arrived_s + MAX_SLACK_S
         return Work(
@@ -243,8 +244,7 @@ class Session:
     @property
     def n_prompt_left(self) -> int:
         """Tokens of the text that go in before a window does; the few of a usual round go in with it."""
-        n_left = self.length - 1 - self._usable_length()
-        return 0 if n_left <= INLINE_TOKENS else n_left
+        return _n_prompt(self.length - 1 - self._usable_length())
 
     def cut(self, n_tokens: int) -> Slice | None:
         """The next `n_tokens` of the work, now under way: a chunk, or the rest with the window.
@@ -255,7 +255,8 @@ class Session:
         pending = self.next_pending()
         if pending is None or self.flight is not None or self.end_here() is not None:
             return None
-        start, draft = self._usable_length(), self._fed_draft(pending)
+        length, start = self.length, self._usable_length()
+        draft = self._fed_draft(pending, length)
         rest = [*self.chain.tokens[start:], *draft]
         is_last = n_tokens >= len(rest)
         n_logits = 1 + len(draft) if is_last else 0
@@ -271,7 +272,7 @@ class Session:
         )
         del self.cached[start:]
         self.cached.extend(tokens)
-        self._n_valid = min(start + len(tokens), self.length)
+        self._n_valid = min(start + len(tokens), length)
         return self.flight
 
     @property
@@ -317,10 +318,15 @@ class Session:
         """Cached positions to keep: at least the text's last token is fed, since its logits are needed."""
         return min(self._n_valid, self.length - 1)
 
-    def _fed_draft(self, pending: Pending) -> tuple[int, ...]:
+    def _fed_draft(self, pending: Pending, length: int) -> tuple[int, ...]:
         """Drafts that the engine must see: the last position that may be judged needs no further input."""
         end = min(self.limit, self._max_context)
-        return pending.draft[: max(0, end - self.length - 1)]
+        return pending.draft[: max(0, end - length - 1)]
+
+
+def _n_prompt(n_left: int) -> int:
+    """How many of the tokens that are left go in before a window does."""
+    return 0 if n_left <= INLINE_TOKENS else n_left
 
 
 def _common_length(left: Sequence[int], right: Sequence[int]) -> int:

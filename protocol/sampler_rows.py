@@ -117,28 +117,25 @@ def _greatest_of(top: TopRows, _: Sequence[ChoiceRows]) -> Tokens:
 def _sampled(top: TopRows, blocks: Sequence[ChoiceRows]) -> Tokens:
     """The choice at each row of all blocks, one after another, at temperatures above 0."""
     is_finite = top.counts > 0
-    rows = _every_row(blocks, is_finite)
-    if not rows:
+    if not is_finite.any():
         return [None] * len(top)
     spans = _Spans.of(top.counts[is_finite])
-    temperatures = np.array([settings.temperature for settings, _ in rows], np.float64)
-    n_most = np.array([n_candidates(settings) for settings, _ in rows])
-    scores = top.values.astype(np.float64) / np.repeat(temperatures, spans.counts)
-    top_ps = np.array([settings.top_p for settings, _ in rows], np.float64)
-    if top_ps.min() < 1.0:
-        scores[~_within_top_p(top.values, spans, temperatures, top_ps, n_most)] = -np.inf
-    contenders, noisy = _noisy(scores, uniforms(np.repeat(_keys(rows), spans.counts), top.ids), spans)
-    among = _Spans.of(np.diff(np.searchsorted(contenders, [*spans.starts, len(scores)])))
+    asked = _Asked.of(blocks, is_finite)
+    scores = top.values.astype(np.float64) / np.repeat(asked.temperatures, spans.counts)
+    if asked.top_ps.min() < 1.0:
+        scores[~_within_top_p(top.values, spans, asked)] = -np.inf
+    contenders, noisy = _noisy(scores, uniforms(np.repeat(asked.keys, spans.counts), top.ids), spans)
+    among = _Spans.of(np.diff(np.searchsorted(contenders, np.append(spans.starts, len(scores)))))
     is_best = noisy == np.repeat(among.greatest(noisy), among.counts)
     best = contenders[among.first(is_best)]
     n_not_below = spans.numbers(top.values >= np.repeat(top.values[best], spans.counts))
     tokens = top.ids[best]
     # Among equal noisy scores the order of candidates decides.
-    is_sure = (n_not_below <= n_most) & (among.numbers(is_best) == 1)
+    is_sure = (n_not_below <= asked.n_most) & (among.numbers(is_best) == 1)
     for n in (~is_sure).nonzero()[0].tolist():
         of_row = slice(spans.starts[n], spans.starts[n] + spans.counts[n])
-        settings, position = rows[n]
-        tokens[n] = choose(top.values[of_row], settings, position, top.ids[of_row])
+        settings = blocks[asked.block_of[n]].settings
+        tokens[n] = choose(top.values[of_row], settings, int(asked.positions[n]), top.ids[of_row])
     return _or_none(tokens, is_finite)
 
 
@@ -148,10 +145,39 @@ def _or_none(tokens: Ids, is_finite: Flags) -> Tokens:
     return [next(found) if each else None for each in is_finite.tolist()]
 
 
-def _every_row(blocks: Sequence[ChoiceRows], is_wanted: Flags) -> list[tuple[SamplerSettings, int]]:
-    """Settings and position of each row that is wanted."""
-    every = ((block.settings, block.position + n) for block in blocks for n in range(len(block.logits)))
-    return [row for row, each in zip(every, is_wanted.tolist(), strict=True) if each]
+class _Asked(NamedTuple):
+    """What is asked for at each row, for some rows of all blocks.
+
+    Attributes:
+        n_most: how many candidates there may be, but for those that equal the last of them.
+        keys: of the noise.
+    """
+
+    block_of: Ids
+    positions: Ids
+    temperatures: Scores
+    top_ps: Scores
+    n_most: Ids
+    keys: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, blocks: Sequence[ChoiceRows], is_wanted: Flags) -> _Asked:
+        counts = [len(block.logits) for block in blocks]
+        block_of = np.repeat(np.arange(len(blocks)), counts)[is_wanted]
+        first = np.repeat([block.position for block in blocks], counts)
+        ends = np.cumsum(counts)
+        positions = (first + np.arange(ends[-1]) - np.repeat(ends - counts, counts))[is_wanted]
+        every = [block.settings for block in blocks]
+        seeds = np.array([each.seed for each in every], np.uint64)
+        attempts = np.array([each.attempt for each in every], np.uint64)
+        return cls(
+            block_of,
+            positions,
+            temperatures=np.array([each.temperature for each in every], np.float64)[block_of],
+            top_ps=np.array([each.top_p for each in every], np.float64)[block_of],
+            n_most=np.array([n_candidates(each) for each in every])[block_of],
+            keys=row_keys(seeds[block_of], attempts[block_of], positions.astype(np.uint64)),
+        )
 
 
 class _Spans(NamedTuple):
@@ -181,14 +207,7 @@ class _Spans(NamedTuple):
         return numbers
 
 
-def _keys(rows: Sequence[tuple[SamplerSettings, int]]) -> NDArray[np.uint64]:
-    """The key of each row's noise."""
-    seeds = [settings.seed for settings, _ in rows]
-    attempts = [settings.attempt for settings, _ in rows]
-    return row_keys(seeds, attempts, [position for _, position in rows])
-
-
-def _within_top_p(values: Floats, spans: _Spans, temperatures: Scores, top_ps: Scores, n_most: Ids) -> Flags:
+def _within_top_p(values: Floats, spans: _Spans, asked: _Asked) -> Flags:
     """Which tokens are in their row's shortest prefix that reaches top-p; all, where that is 1.
 
     The sums are those of the canonical function to the last bit: each row's candidates, added in their order.
@@ -200,14 +219,14 @@ def _within_top_p(values: Floats, spans: _Spans, temperatures: Scores, top_ps: S
     table[row_of, place] = values
     order = np.argsort(-table, axis=1, kind="stable")
     ranked = np.take_along_axis(table, order, axis=1)
-    least = ranked[np.arange(shape[0]), np.minimum(n_most, spans.counts) - 1]
+    least = ranked[np.arange(shape[0]), np.minimum(asked.n_most, spans.counts) - 1]
     n_reaching = spans.numbers(values >= least[row_of])
     n_reaching = np.minimum(n_reaching, MAX_CANDIDATES)
-    scores = ranked / temperatures[:, None]
+    scores = ranked / asked.temperatures[:, None]
     weights = np.exp(scores - scores[:, :1])
     shares = weights / _sums(weights, n_reaching)[:, None]
-    n_kept = np.minimum((np.cumsum(shares, axis=1) < top_ps[:, None]).sum(axis=1) + 1, n_reaching)
-    n_kept[top_ps == 1.0] = shape[1]
+    n_kept = np.minimum((np.cumsum(shares, axis=1) < asked.top_ps[:, None]).sum(axis=1) + 1, n_reaching)
+    n_kept[asked.top_ps == 1.0] = shape[1]
     is_kept = np.empty(shape, np.bool_)
     np.put_along_axis(is_kept, order, np.arange(shape[1]) < n_kept[:, None], axis=1)
     kept: Flags = is_kept[row_of, place]

@@ -245,3 +245,11 @@ def test_however_many_positions_are_looked_at_in_one_go_the_judgements_are_the_s
     judged = [judgement for judgement in judge_together(windows) if judgement is not None]
     assert [judgement.n_accepted for judgement in judged] == [*range(9)]
     assert [judgement.tokens for judgement in judged] == [tuple(right[: n + 1]) for n in range(9)]
+
+
+@pytest.mark.parametrize("asked", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
+def test_without_any_finite_row_there_is_no_token(asked: dict[str, float]) -> None:
+    logits = np.full((3, 300), np.nan, np.float32)
+    block = ChoiceRows(logits, SamplerSettings.model_validate(asked), 0)
+    assert choose_rows([block]) == choose_rows([block._replace(logits=top_rows(logits, 9))]) == [[None] * 3]
+    assert choose_rows([]) == []
