@@ -87,6 +87,25 @@ class Parts:
         return 1.0 - self.forward / self.total
 
 
+class TimedLink(Link):
+    """A link that knows when a packet was last sent.
+
+    A thread that waits for it learns that up to 2 ms late: acknowledgements come in at once and keep it waiting
+    for Python's lock.
+
+    Attributes:
+        sent: how many packets had been sent, and when, as `time.perf_counter` has it.
+    """
+
+    sent = (0, 0.0)
+
+    def _hand_over(self) -> None:
+        super()._hand_over()
+        n_sent = self.traffic.n_sent
+        if n_sent > self.sent[0]:
+            self.sent = n_sent, time.perf_counter()
+
+
 class Device:
     """One session's side of the wire: it knows what the target says next, and drafts it."""
 
@@ -140,7 +159,7 @@ class Rig:
         n_tokens: of one round, all of which go into one step.
     """
 
-    def __init__(self, engine: Engine, link: Link, n_tokens: int) -> None:
+    def __init__(self, engine: Engine, link: TimedLink, n_tokens: int) -> None:
         self._done: queue.SimpleQueue[Flight] = queue.SimpleQueue()
         self._publisher = Publisher(link, FLEET, VERIFIER)
         self._link = link
@@ -186,9 +205,9 @@ class Rig:
                 self._conductor.finish(flight)
             self._conductor.pump()
         waiting_s = time.perf_counter()
-        while self._link.traffic.n_sent - sent_before < len(payloads):
+        while self._link.sent[0] - sent_before < len(payloads):
             time.sleep(0.0002)
-        ended_s = time.perf_counter()
+        ended_s = max(waiting_s, self._link.sent[1])
         parts.publish += ended_s - waiting_s
         parts.rest = ended_s - begun_s - parts.total
         return parts
@@ -224,7 +243,7 @@ def judging_timed(rig: Rig) -> Iterator[None]:
 
 
 def measure(
-    engine: Engine, link: Link, settings: SamplerSettings, arguments: argparse.Namespace
+    engine: Engine, link: TimedLink, settings: SamplerSettings, arguments: argparse.Namespace
 ) -> list[Parts]:
     """Steps of all sessions, after each has said what it will say."""
     random = np.random.default_rng(0)
@@ -261,7 +280,7 @@ def report(found: Sequence[Parts], name: str, top_k: int) -> bool:
 
 
 @contextmanager
-def linked(folder: Path) -> Iterator[Link]:
+def linked(folder: Path) -> Iterator[TimedLink]:
     """A verifier's link to a private broker of its own."""
     fleet = FleetDirectory.create(folder / "fleet", fleet=FLEET)
     fleet.add_backend("verifier", VERIFIER)
@@ -269,7 +288,7 @@ def linked(folder: Path) -> Iterator[Link]:
     with PrivateBroker(fleet.broker_files(), folder / "broker") as broker:
         endpoint = Endpoint(broker.host, broker.backend_port, fleet.endpoint_tls(identity))
         options = LinkOptions(identity, max_in_flight=MAX_IN_FLIGHT)
-        link = Link(endpoint, options, lambda _event: None, on_shed=lambda _shed: None)
+        link = TimedLink(endpoint, options, lambda _event: None, on_shed=lambda _shed: None)
         link.start()
         try:
             link.wait_connected(WAIT_S)
