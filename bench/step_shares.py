@@ -90,8 +90,8 @@ class Parts:
 class TimedLink(Link):
     """A link that knows when a packet was last sent.
 
-    A thread that waits for it learns that up to 2 ms late: acknowledgements come in at once and keep it waiting
-    for Python's lock.
+    A thread that waits for it learns that up to 2 ms late: acknowledgements come in at once, and keep it
+    waiting for Python's lock.
 
     Attributes:
         sent: how many packets had been sent, and when, as `time.perf_counter` has it.
