@@ -104,8 +104,8 @@ def run(
     with ranks.loading(group):
         engine = load_engine(path, group=group, **loading)
     is_loaded.set()
-    # What is loaded now stays. To look through all of it takes the garbage collector 0.16 s, in which nobody is
-    # answered; from here on it looks at the rest alone.
+    # What is loaded now stays. To look through all of it takes the garbage collector 0.16 s, in which nobody
+    # is answered; from here on it looks at the rest alone.
     gc.collect()
     gc.freeze()
     with ranks.leading(group) as check:
