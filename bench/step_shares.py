@@ -6,9 +6,9 @@
 
 Everything is the product's own but the devices: payloads go through admission, session table, planner,
 engine, judging, codec and a link over TLS to a private broker. A step begins with the first payload and ends
-when the last verdict's packet has been sent. All drafts are right, which is what costs most: every position
-is judged. Sessions raise their generation before each step and go back to where they were, so that steps are
-alike.
+when the last verdict's packet has been sent; the next one begins when the broker has acknowledged them all.
+All drafts are right, which is what costs most: every position is judged. Sessions raise their generation
+before each step and go back to where they were, so that steps are alike.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from edge_verifier.table import SessionTable
 from protocol import topics
 from protocol.chain import Chain, origin
 from protocol.codec import encode
-from protocol.link import Endpoint, Link, LinkOptions
+from protocol.link import Endpoint, Link, LinkEvent, LinkOptions, Published
 from protocol.messages import Checkpoint, Opening, Refusal, SamplerSettings, Verdict, Window
 from protocol.sampler import SAMPLER_VERSION
 from provisioning.fleet_directory import FleetDirectory
@@ -95,9 +95,16 @@ class TimedLink(Link):
 
     Attributes:
         sent: how many packets had been sent, and when, as `time.perf_counter` has it.
+        n_acknowledged: how many of them.
     """
 
-    sent = (0, 0.0)
+    def __init__(self, endpoint: Endpoint, options: LinkOptions) -> None:
+        super().__init__(endpoint, options, self._heard, on_shed=lambda _shed: None)
+        self.sent = (0, 0.0)
+        self.n_acknowledged = 0
+
+    def _heard(self, event: LinkEvent) -> None:
+        self.n_acknowledged += isinstance(event, Published)
 
     def _hand_over(self) -> None:
         super()._hand_over()
@@ -186,6 +193,8 @@ class Rig:
 
     def round(self, payloads: Sequence[tuple[str, bytes]]) -> Parts:
         """Take the payloads of all devices and run steps until each has its verdict."""
+        while self._link.n_acknowledged < self._link.sent[0]:
+            time.sleep(0.001)
         self.verdicts.clear()
         parts = self.parts = Parts()
         sent_before = self._link.traffic.n_sent
@@ -288,7 +297,7 @@ def linked(folder: Path) -> Iterator[TimedLink]:
     with PrivateBroker(fleet.broker_files(), folder / "broker") as broker:
         endpoint = Endpoint(broker.host, broker.backend_port, fleet.endpoint_tls(identity))
         options = LinkOptions(identity, max_in_flight=MAX_IN_FLIGHT)
-        link = TimedLink(endpoint, options, lambda _event: None, on_shed=lambda _shed: None)
+        link = TimedLink(endpoint, options)
         link.start()
         try:
             link.wait_connected(WAIT_S)
