@@ -273,15 +273,16 @@ def measure(
     return found[N_WARM:]
 
 
-def report(found: Sequence[Parts], name: str, top_k: int) -> bool:
+def report(found: Sequence[Parts], name: str, top_k: int, top_p: float) -> bool:
     """Print medians; whether the goal for this model holds, if there is one."""
     total_s = median(parts.total for parts in found)
     share = median(parts.share for parts in found)
-    print(f"top-k {top_k or 'none'}: step {total_s * 1e3:.1f} ms, of it not the forward pass {share:.1%}")
+    asked = f"top-k {top_k or 'none'}" + (f", top-p {top_p:g}" if top_p < 1.0 else "")
+    print(f"{asked}: step {total_s * 1e3:.1f} ms, of it not the forward pass {share:.1%}")
     for field in fields(Parts):
         part_s = median(getattr(parts, field.name) for parts in found)
         print(f"    {field.name:<10}{part_s * 1e3:8.2f} ms {part_s / total_s:7.1%}")
-    goal = GOALS.get((name, top_k))
+    goal = GOALS.get((name, top_k)) if top_p == 1.0 else None
     if goal is None:
         return True
     print(f"    goal below {goal:.0%}: {'met' if share < goal else 'missed'}", flush=True)
@@ -328,8 +329,9 @@ def main() -> int:
         print(f"{engine.info.model} {engine.info.dtype}, vocabulary {engine.info.vocab_size}, {shape}")
         is_met = True
         for top_k in arguments.top_k:
-            settings = SamplerSettings(temperature=1.0, top_k=top_k, seed=7)
-            is_met &= report(measure(engine, link, settings, arguments), name, top_k)
+            settings = SamplerSettings(temperature=1.0, top_k=top_k, top_p=arguments.top_p, seed=7)
+            found = measure(engine, link, settings, arguments)
+            is_met &= report(found, name, top_k, arguments.top_p)
     return 0 if is_met else 1
 
 
@@ -347,6 +349,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=8, help="of each session in a step")
     parser.add_argument("--cached", type=int, default=100, help="of each session before it")
     parser.add_argument("--top-k", type=int, nargs="+", default=[40, 0], metavar="K", help="0 for none")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1 for none")
     parser.add_argument("--repeats", type=int, default=15)
     return parser.parse_args()
 
