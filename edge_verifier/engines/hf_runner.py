@@ -37,7 +37,8 @@ class StepRunner:
         is_cpu = loaded.device.type == "cpu"
         self.is_exact = loaded.dtype == "float32" and is_cpu
         self._padded = _padding(is_cpu=is_cpu, is_exact=self.is_exact)
-        self._head = Head(loaded.model) if loaded.shards is None else None
+        # Elsewhere no logits are looked through here; and of shards one process sees but its own.
+        self._head = Head(loaded.model) if is_cpu and loaded.shards is None else None
         if is_cpu:
             with torch.inference_mode():
                 hf_linear.prepare_linears(loaded.model, is_exact=self.is_exact)
