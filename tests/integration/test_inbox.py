@@ -33,11 +33,16 @@ def test_messages_are_handled_in_turn_off_the_network_thread_and_the_rest_at_the
     handled: list[tuple[bytes, str]] = []
 
     def handle(message: Received) -> None:
-        time.sleep(0.05)
+        time.sleep(0.1)
         handled.append((message.payload, threading.current_thread().name))
 
-    with Inbox(live_fleet.endpoint("fleet.ops"), OPTIONS, [EVERYONE], handle):
+    with Inbox(live_fleet.endpoint("fleet.ops"), OPTIONS, [EVERYONE], handle) as inbox:
         say(live_fleet, b"1", b"2", b"3", b"4")
+        # What the broker has taken from one client it may not have sent to another yet.
+        until_s = time.monotonic() + WAIT_S
+        while inbox.link.traffic.n_received < 4 and time.monotonic() < until_s:
+            time.sleep(0.02)
+        time.sleep(0.02)  # counted, then queued
     assert handled == [(text, "fleet.ops") for text in (b"1", b"2", b"3", b"4")]
 
 
