@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from edge_verifier.engine import Engine
 from edge_verifier.engines.launch import Launch
 from edge_verifier.engines.model_directory import find_directory
-from edge_verifier.engines.openmp import rest_soon
 from protocol.errors import ConfigError, MissingLibraryError, RankLostError
 from protocol.messages import SamplerSettings
 
@@ -70,7 +69,6 @@ def load_engine(
     if engine not in ENGINES:
         raise ConfigError(f"there is no engine {engine!r}", hint=f"use one of: {', '.join(ENGINES)}")
     module, name, install = ENGINES[engine]
-    rest_soon()
     try:
         if engine == "transformers":
             find_directory(target)
@@ -103,7 +101,6 @@ def join_group(
         raise ConfigError(
             f"a GGUF target is held by one process, not by {launch.size}", hint="start it without torchrun"
         )
-    rest_soon()
     try:
         from edge_verifier.engines.rank_group import RankGroup  # noqa: PLC0415 - brings in torch
     except ImportError as error:
