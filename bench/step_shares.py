@@ -63,8 +63,8 @@ class Parts:
     Attributes:
         receive: topic, rate, decoding, validation.
         plan: session table and planner, until the engine has its rows.
-        forward: what the engine says the step took, without that search.
-        judge: the search for the greatest logits, sampler and coupling.
+        forward: what the engine says the step took, without its search for the greatest logits.
+        judge: that search, sampler and coupling.
         publish: from the first verdict's encoding until the last packet is sent, less what was judged then.
         rest: everything else, such as waking threads and the session table after judging.
     """

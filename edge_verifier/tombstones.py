@@ -68,9 +68,8 @@ class Tombstones:
         self._is_up = True
         due = sorted((now_s + self._rng.uniform(0.0, self._spread_s), key) for key in self._cleared_s)
         self._due = deque(due)
-        self._cleared_s = {
-            key: due_s for due_s, key in due
-        }  # what was cleared before does not count any more
+        # What was cleared before does not count any more.
+        self._cleared_s = {key: due_s for due_s, key in due}
 
     @property
     def next_s(self) -> float | None:

@@ -57,25 +57,20 @@ class TopRows:
     def __getitem__(self, rows: slice) -> TopRows:
         """Some rows in a run."""
         start, end, _ = rows.indices(len(self))
-        if end - start == len(self):
-            return self
-        first = int(self.counts[:start].sum())
-        of_rows = slice(first, first + int(self.counts[start:end].sum()))
-        return TopRows(self.counts[start:end], self.ids[of_rows], self.values[of_rows], self.vocab_size)
+        return self if end - start == len(self) else self._run(start, end, self._edges())
 
     def split(self, sizes: Sequence[int]) -> list[TopRows]:
         """Runs of so many rows, one after another."""
-        edges = [0, *np.cumsum(self.counts).tolist()]
-        ends = [*accumulate(sizes)]
-        return [
-            TopRows(
-                self.counts[end - size : end],
-                self.ids[edges[end - size] : edges[end]],
-                self.values[edges[end - size] : edges[end]],
-                self.vocab_size,
-            )
-            for size, end in zip(sizes, ends, strict=True)
-        ]
+        edges = self._edges()
+        return [self._run(end - size, end, edges) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+    def _edges(self) -> list[int]:
+        """Where each row begins, and where the last one ends."""
+        return [0, *np.cumsum(self.counts).tolist()]
+
+    def _run(self, start: int, end: int, edges: Sequence[int]) -> TopRows:
+        of_rows = slice(edges[start], edges[end])
+        return TopRows(self.counts[start:end], self.ids[of_rows], self.values[of_rows], self.vocab_size)
 
     def dense(self, n: int) -> Floats:
         """Logits [vocab] of which the canonical sampler says what it says of row `n`'s own."""
@@ -86,36 +81,30 @@ class TopRows:
 
 
 class Kernels(Protocol):
-    """What the search spends its time with, for libraries that can do it on several processors."""
+    """What the search spends its time with, for libraries that can do it on several processors.
 
-    def columns(self, table: RawLogits, length: int) -> RawLogits:
-        """The greatest of each column of `length` [rows, columns]; column c is of tokens c, c + columns, ...
+    A cube [rows, length, columns] is a view of logits: column c holds tokens c, c + columns, ...
+    """
 
-        Tokens that are left over belong to the first columns, one to each.
-        """
+    def columns(self, cube: RawLogits) -> RawLogits:
+        """The greatest of each column [rows, columns]."""
         ...
 
     def places(self, values: RawLogits, bounds: RawLogits) -> Ids:
         """Where `values` [n, m] reach their row's bound, counted row by row, ascending."""
         ...
 
-    def gather(self, table: RawLogits, row: Ids, column: Ids, n_columns: int) -> RawLogits:
-        """The whole of some columns [chosen, length], without what is left over."""
+    def gather(self, cube: RawLogits, row: Ids, column: Ids) -> RawLogits:
+        """The whole of some columns [chosen, length]."""
         ...
 
 
 class NumpyKernels:
     """See `Kernels`."""
 
-    def columns(self, table: RawLogits, length: int) -> RawLogits:
+    def columns(self, cube: RawLogits) -> RawLogits:
         """See `Kernels.columns`."""
-        n_rows, vocab_size = table.shape
-        n_columns = vocab_size // length
-        even = table[:, : length * n_columns].reshape(n_rows, length, n_columns)
-        columns: RawLogits = np.maximum.reduce(even, axis=1)
-        n_rest = vocab_size - length * n_columns
-        if n_rest:
-            np.maximum(columns[:, :n_rest], table[:, length * n_columns :], out=columns[:, :n_rest])
+        columns: RawLogits = np.maximum.reduce(cube, axis=1)
         return columns
 
     def places(self, values: RawLogits, bounds: RawLogits) -> Ids:
@@ -123,10 +112,9 @@ class NumpyKernels:
         places: Ids = (values >= bounds[:, None]).reshape(-1).nonzero()[0]
         return places
 
-    def gather(self, table: RawLogits, row: Ids, column: Ids, n_columns: int) -> RawLogits:
+    def gather(self, cube: RawLogits, row: Ids, column: Ids) -> RawLogits:
         """See `Kernels.gather`."""
-        n_even = table.shape[1] - table.shape[1] % n_columns
-        values: RawLogits = table[:, :n_even].reshape(len(table), -1, n_columns)[row, :, column]
+        values: RawLogits = cube[row, :, column]
         return values
 
 
@@ -159,18 +147,18 @@ def top_rows(logits: RawLogits, n_top: int, kernels: Kernels = _NUMPY, *, is_fin
 def _reaching_in_columns(table: RawLogits, columns: RawLogits, bounds: RawLogits, kernels: Kernels) -> Ids:
     """Places in the table of what reaches its row's bound, looking only into columns that do."""
     vocab_size, n_columns = table.shape[1], columns.shape[1]
-    n_even = vocab_size - vocab_size % n_columns
+    cube, rest = _cube(table, n_columns)
+    n_rest = rest.shape[1]
     in_columns = kernels.places(columns, bounds)
     row = in_columns // n_columns
     column = in_columns - row * n_columns
-    values = kernels.gather(table, row, column, n_columns)
+    values = kernels.gather(cube, row, column)
     places = kernels.places(values, bounds[row])
     which = places // values.shape[1]
     found: Ids = (row * vocab_size + column)[which] + (places - which * values.shape[1]) * n_columns
-    if n_even < vocab_size:
-        places = kernels.places(table[:, n_even:], bounds)
-        row = places // (vocab_size - n_even)
-        found = np.concatenate([found, places + (row + 1) * n_even])
+    if n_rest:
+        places = kernels.places(rest, bounds)
+        found = np.concatenate([found, places + (places // n_rest + 1) * (vocab_size - n_rest)])
     found.sort()
     return found
 
@@ -187,11 +175,22 @@ def _bounds(logits: RawLogits, n_top: int, kernels: Kernels) -> tuple[RawLogits,
 
 
 def _columns_and_bounds(table: RawLogits, n_top: int, kernels: Kernels) -> tuple[RawLogits, RawLogits]:
-    columns = kernels.columns(table, _column_length(table.shape[1], n_top))
+    cube, rest = _cube(table, table.shape[1] // _column_length(table.shape[1], n_top))
+    columns = kernels.columns(cube)
+    first = columns[:, : rest.shape[1]]
+    np.maximum(first, rest, out=first)
     nth = max(0, columns.shape[1] - n_top)
     ranked = columns.copy()
     ranked.partition(nth, axis=1)
     return columns, ranked[:, nth].copy()
+
+
+def _cube(table: RawLogits, n_columns: int) -> tuple[RawLogits, RawLogits]:
+    """Views: columns (see `Kernels`), and the tokens left over, which belong to the first, one to each."""
+    n_rows, vocab_size = table.shape
+    length = vocab_size // n_columns
+    n_even = length * n_columns
+    return table[:, :n_even].reshape(n_rows, length, n_columns), table[:, n_even:]
 
 
 def _column_length(vocab_size: int, n_top: int) -> int:

@@ -81,17 +81,9 @@ def greatest_there(logits: Tensor, n_top: int) -> TopRows:
 class _TorchKernels:
     """See `protocol.top_logits.Kernels`."""
 
-    def columns(self, table: RawLogits, length: int) -> RawLogits:
+    def columns(self, cube: RawLogits) -> RawLogits:
         """See `Kernels.columns`."""
-        n_rows, vocab_size = table.shape
-        n_columns = vocab_size // length
-        whole = torch.from_numpy(table)
-        columns = whole[:, : length * n_columns].view(n_rows, length, n_columns).amax(1)
-        n_rest = vocab_size - length * n_columns
-        if n_rest:
-            first = columns[:, :n_rest]
-            torch.maximum(first, whole[:, length * n_columns :], out=first)
-        found: RawLogits = columns.numpy()
+        found: RawLogits = torch.from_numpy(cube).amax(1).numpy()
         return found
 
     def places(self, values: RawLogits, bounds: RawLogits) -> Ids:
@@ -100,9 +92,8 @@ class _TorchKernels:
         found: Ids = is_reaching.view(-1).nonzero().view(-1).numpy()
         return found
 
-    def gather(self, table: RawLogits, row: Ids, column: Ids, n_columns: int) -> RawLogits:
+    def gather(self, cube: RawLogits, row: Ids, column: Ids) -> RawLogits:
         """See `Kernels.gather`."""
-        n_even = table.shape[1] - table.shape[1] % n_columns
-        whole = torch.from_numpy(table)[:, :n_even].view(len(table), -1, n_columns)
-        found: RawLogits = whole[torch.from_numpy(row), :, torch.from_numpy(column)].numpy()
+        values = torch.from_numpy(cube)[torch.from_numpy(row), :, torch.from_numpy(column)]
+        found: RawLogits = values.numpy()
         return found
