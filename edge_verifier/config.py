@@ -25,6 +25,9 @@ ENVIRONMENT_PREFIX = "SLED_VERIFIER_"
 """`SLED_VERIFIER_POLICY=greedy` sets `policy`."""
 
 
+_LOGIT_BYTES = 4
+
+
 class VerifierConfig(BaseModel):
     """All settings of the service that are not the engine's; defaults serve from a board to a GPU.
 
@@ -39,6 +42,7 @@ class VerifierConfig(BaseModel):
         max_late_s: new sessions are told to come later while half of those that wait for a step have had
             nothing to show for longer than this; None for never.
         min_step_tokens, max_step_tokens: bounds of the learned token budget of a step.
+        max_logits_mib: memory that a step's logits may take, in fp32; it is not part of the KV budget.
         display_rate_tokens_s: how fast users read whose devices do not say; sets whose window is most urgent.
             What a device states beyond it counts only while nobody is late for it.
         max_display_rate_tokens_s: rates that devices state are taken for at most this.
@@ -70,6 +74,7 @@ class VerifierConfig(BaseModel):
     max_late_s: float | None = Field(default=None, gt=0.0)
     min_step_tokens: int = Field(default=64, ge=34)
     max_step_tokens: int = Field(default=4096, ge=64)
+    max_logits_mib: int = Field(default=512, ge=1)
     display_rate_tokens_s: float = Field(default=10.0, gt=0.0)
     max_display_rate_tokens_s: float = Field(default=30.0, gt=0.0)
     keep_checkpoints: bool = True
@@ -149,9 +154,13 @@ class VerifierConfig(BaseModel):
             checkpoints=CheckpointRule(is_on=self.keep_checkpoints),
         )
 
-    def planner_limits(self) -> PlannerLimits:
-        """What the planner needs of the settings."""
-        return PlannerLimits(min_tokens=self.min_step_tokens, max_tokens=self.max_step_tokens)
+    def planner_limits(self, vocab_size: int) -> PlannerLimits:
+        """What the planner needs of the settings, for a target of so many logits a position."""
+        return PlannerLimits(
+            min_tokens=self.min_step_tokens,
+            max_tokens=self.max_step_tokens,
+            max_window_tokens=(self.max_logits_mib << 20) // (_LOGIT_BYTES * vocab_size),
+        )
 
     def admission_limits(self) -> AdmissionLimits:
         """What the gate needs of the settings; bursts are half a second of messages, two of bytes."""

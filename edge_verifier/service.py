@@ -107,7 +107,7 @@ class VerifierService:
         self._conductor = Conductor(
             engine,
             SessionTable(engine.info, config.table_rules(), self._quotas),
-            Planner(config.policy_object(), config.planner_limits()),
+            Planner(config.policy_object(), config.planner_limits(engine.info.vocab_size)),
             self._publisher,
             self._step_done,
             metrics=self.metrics,

@@ -24,6 +24,8 @@ class PlannerLimits:
 
     Attributes:
         min_tokens, max_tokens: bounds of the learned token budget.
+        max_window_tokens: of all windows in a step, however small the budget's share of them; each may need
+            logits, which are large. One window goes in any case.
         fixed_times: the budget is what takes this many times the fixed part of a step.
         prefill_share: a long prompt's chunk beside others' windows lengthens a step by hardly ever more than
             this part, the steps' own scatter included.
@@ -35,6 +37,7 @@ class PlannerLimits:
 
     min_tokens: int = 64
     max_tokens: int = 4096
+    max_window_tokens: int = 4096
     fixed_times: float = 4.0
     prefill_share: float = 0.34
     short_prompt: int = 256
@@ -109,7 +112,8 @@ class StepRows:
         needed = [task for i, task in enumerate(windows) if i < n_forced or task.sid not in yielding]
         others = [task for task in windows[n_forced:] if task.sid in yielding]
         reserved = self._limits.min_chunk if prompts else 0
-        rows = list(_fitting(needed, self.budget_tokens - reserved, at_least=1))
+        most = min(self.budget_tokens - reserved, self._limits.max_window_tokens)
+        rows = list(_fitting(needed, most, at_least=1))
         in_time = [task.deadline_s for task in needed if task.sid not in yielding]
         room = self._room(_n_tokens(rows), in_time, now_s)
         chunks = list(self._chunks(prompts, yielding, room, now_s))
@@ -119,6 +123,7 @@ class StepRows:
         if len(rows) == len(needed):
             left_s = room.for_late_s - (self._cost.predict_s(self._chosen_prompts) - self._cost.fixed_s)
             left = int(min(room.n_tokens - _n_tokens(chunks), left_s / self._cost.per_token_s))
+            left = min(left, self._limits.max_window_tokens - _n_tokens(rows))
             rows += _fitting(others, left, at_least=0 if rows or chunks else 1)
         self._n_window_tokens = _n_tokens(rows)
         self._is_prompt_left = _n_tokens(chunks) < sum(task.n_prefill for task in prompts)

@@ -44,7 +44,7 @@ class Chain:
 
     @property
     def tokens(self) -> Sequence[int]:
-        """The history; do not modify."""
+        """The history, as it is at any time; do not modify."""
         return self._tokens
 
     def hash_at(self, length: int) -> str:
@@ -60,8 +60,10 @@ class Chain:
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens."""
+        last = self._hashes[-1]
         for token in tokens:
-            self._hashes.append(_link(self._hashes[-1], token))
+            last = _link(last, token)
+            self._hashes.append(last)
             self._tokens.append(token)
 
     def truncate(self, length: int) -> None:

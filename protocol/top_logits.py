@@ -25,57 +25,97 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class TopRows:
-    """Some tokens of each row, in the order of their ids; none of rows that may not be chosen from.
+class _Table:
+    """Tokens of many rows: those of row n are at `edges[n]:edges[n + 1]` of `ids` and `values`."""
 
-    Attributes:
-        counts: [rows], how many there are of each.
-        ids, values: token id and logit of each, row after row.
-        vocab_size: of the rows they are from.
-    """
-
-    counts: Ids
+    edges: Ids
     ids: Ids
     values: Floats
     vocab_size: int
 
+
+@dataclass(frozen=True, slots=True)
+class TopRows:
+    """Some tokens of each row, in the order of their ids; none of rows that may not be chosen from.
+
+    A run of a table's rows, so that taking a step apart and putting it together again copies nothing.
+    """
+
+    _table: _Table
+    _start: int
+    _end: int
+
+    @classmethod
+    def of(cls, counts: Ids, ids: Ids, values: Floats, vocab_size: int) -> TopRows:
+        """Rows of so many tokens each, whose ids and logits follow row after row."""
+        edges = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        return cls(_Table(edges, ids, values, vocab_size), 0, len(counts))
+
     @classmethod
     def joined(cls, parts: Sequence[TopRows]) -> TopRows:
         """The rows of all parts, of which there must be some."""
-        if len(parts) == 1:
-            return parts[0]
-        return cls(
-            np.concatenate([part.counts for part in parts]),
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.values for part in parts]),
+        runs = [parts[0]]
+        for part in parts[1:]:
+            whole = runs[-1]._followed_by(part)  # noqa: SLF001 - of the same class
+            if whole is None:
+                runs.append(part)
+            else:
+                runs[-1] = whole
+        if len(runs) == 1:
+            return runs[0]
+        return cls.of(
+            np.concatenate([run.counts for run in runs]),
+            np.concatenate([run.ids for run in runs]),
+            np.concatenate([run.values for run in runs]),
             parts[0].vocab_size,
         )
 
     def __len__(self) -> int:
-        return len(self.counts)
+        return self._end - self._start
 
     def __getitem__(self, rows: slice) -> TopRows:
         """Some rows in a run."""
         start, end, _ = rows.indices(len(self))
-        return self if end - start == len(self) else self._run(start, end, self._edges())
+        return TopRows(self._table, self._start + start, self._start + max(start, end))
 
     def split(self, sizes: Sequence[int]) -> list[TopRows]:
         """Runs of so many rows, one after another."""
-        edges = self._edges()
-        return [self._run(end - size, end, edges) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        return [self[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
-    def _edges(self) -> list[int]:
-        """Where each row begins, and where the last one ends."""
-        return [0, *np.cumsum(self.counts).tolist()]
+    @property
+    def vocab_size(self) -> int:
+        """Of the rows they are from."""
+        return self._table.vocab_size
 
-    def _run(self, start: int, end: int, edges: Sequence[int]) -> TopRows:
-        of_rows = slice(edges[start], edges[end])
-        return TopRows(self.counts[start:end], self.ids[of_rows], self.values[of_rows], self.vocab_size)
+    @property
+    def counts(self) -> Ids:
+        """How many tokens there are of each row."""
+        return np.diff(self._table.edges[self._start : self._end + 1])
+
+    @property
+    def ids(self) -> Ids:
+        """The token ids, row after row."""
+        return self._table.ids[self._tokens]
+
+    @property
+    def values(self) -> Floats:
+        """The logits, row after row."""
+        return self._table.values[self._tokens]
+
+    @property
+    def _tokens(self) -> slice:
+        edges = self._table.edges
+        return slice(edges[self._start], edges[self._end])
+
+    def _followed_by(self, other: TopRows) -> TopRows | None:
+        """Both as one run, if the other is of the same table's next rows."""
+        is_next = other._table is self._table and other._start == self._end
+        return TopRows(self._table, self._start, other._end) if is_next else None
 
     def dense(self, n: int) -> Floats:
         """Logits [vocab] of which the canonical sampler says what it says of row `n`'s own."""
         row = self[n : n + 1]
-        logits = np.full(self.vocab_size, -np.inf if len(row.ids) else np.nan, self.values.dtype)
+        logits = np.full(self.vocab_size, -np.inf if len(row.ids) else np.nan, row.values.dtype)
         logits[row.ids] = row.values
         return logits
 
@@ -141,7 +181,7 @@ def top_rows(logits: RawLogits, n_top: int, kernels: Kernels = _NUMPY, *, is_fin
         found = found[np.repeat(are_finite, counts)]
         counts = np.where(are_finite, counts, 0)
     values = as_floats(logits.reshape(-1).take(found))
-    return TopRows(counts, found - np.repeat(starts[:-1], counts), values, vocab_size)
+    return TopRows.of(counts, found - np.repeat(starts[:-1], counts), values, vocab_size)
 
 
 def _reaching_in_columns(table: RawLogits, columns: RawLogits, bounds: RawLogits, kernels: Kernels) -> Ids:

@@ -75,7 +75,7 @@ def greatest_there(logits: Tensor, n_top: int) -> TopRows:
     row, ids = is_reaching.nonzero().unbind(1)
     values = as_floats(as_numpy(logits[row, ids]))
     counts = np.bincount(row.cpu().numpy(), minlength=n_rows)
-    return TopRows(counts, ids.cpu().numpy(), values, vocab_size)
+    return TopRows.of(counts, ids.cpu().numpy(), values, vocab_size)
 
 
 class _TorchKernels:

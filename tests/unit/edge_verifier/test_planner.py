@@ -214,6 +214,23 @@ def test_beyond_the_budget_the_earliest_deadlines_go_first() -> None:
     assert set(started(planner)) == {1, 3}
 
 
+@pytest.mark.parametrize("name", ["deadline", "greedy", "static"])
+def test_windows_are_few_enough_for_their_logits_though_the_budget_has_room(name: PolicyName) -> None:
+    planner = taught(Planner(POLICIES[name](), PlannerLimits(max_window_tokens=40)), 1.0, 1e-6)
+    for sid in range(20):
+        planner.add(work(sid, n_final=8, deadline_s=100.0 if sid % 2 else 0.0))
+    planner.add(work(99, n_prefill=1500, n_final=1))
+    rows = started(planner, 1.5)
+    assert sum(rows.values()) - rows.pop(99, 0) == 40
+
+
+def test_a_window_with_more_logits_than_fit_goes_alone() -> None:
+    planner = Planner(Greedy(), PlannerLimits(max_window_tokens=10))
+    for sid in range(2):
+        planner.add(work(sid, n_final=30))
+    assert sorted(started(planner).values()) == [30]
+
+
 def test_a_device_with_many_sessions_gets_one_before_others_get_none() -> None:
     planner = Planner(Greedy(), PlannerLimits(min_tokens=64, max_tokens=64))
     for sid in range(8):

@@ -55,6 +55,12 @@ def test_runs_of_rows_are_taken_out_and_joined() -> None:
         assert part.ids.tolist() == top[start:end].ids.tolist()
         assert part.values.tolist() == top[start:end].values.tolist()
         assert part.counts.tolist() == top.counts[start:end].tolist()
+    whole = TopRows.joined(parts)
+    assert len(whole) == 7
+    assert np.shares_memory(whole.ids, top.ids), "neighbours are put together without copying"
+    swapped = TopRows.joined([parts[4], parts[0]])
+    assert swapped.ids.tolist() == [*parts[4].ids.tolist(), *parts[0].ids.tolist()]
+    assert len(TopRows.joined([parts[1], parts[1]])) == 0
 
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
