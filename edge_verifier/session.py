@@ -291,7 +291,8 @@ class Session:
         """Append what was judged; rejected drafts stay cached until the next row rolls them back."""
         del self._waiting[pending.round]
         self.chain.extend(judgement.tokens)
-        self._n_valid = min(pending.base + judgement.n_accepted, len(self.cached))
+        if judgement.tokens:  # else no step was run for it, and what is cached is as it was
+            self._n_valid = min(pending.base + judgement.n_accepted, len(self.cached))
         self.finished = judgement.finished
         if self.finished is not None:
             self._waiting.clear()

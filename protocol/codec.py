@@ -56,11 +56,18 @@ def _parse(payload: bytes) -> dict[str, Any]:
         raise MessageError(f"payload is a JSON {type(body).__name__}, not an object", reason="bad_message")
     if body.get("v") != PROTOCOL_VERSION:
         raise MessageError(
-            f"message version {body.get('v')!r:.40} is not {PROTOCOL_VERSION}",
+            f"message version {_shown(body.get('v'))} is not {PROTOCOL_VERSION}",
             reason="wrong_version",
             hint="update the older side",
         )
     return body
+
+
+def _shown(version: object) -> str:
+    """A version for people; what is nested could be too deep to be written out."""
+    if isinstance(version, list | dict):
+        return "of a JSON list or object"
+    return f"{version!r:.40}"
 
 
 def _validate(message_type: type[MessageT], body: dict[str, Any]) -> MessageT:

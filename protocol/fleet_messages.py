@@ -44,16 +44,18 @@ class DeviceStatus(Message):
     incarnation: str = Field(max_length=64)
     problem: str = Field(default="", max_length=300)
     yields_to: str = Field(default="", max_length=64)
-    others: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Strict(strict=False)] = Field(
-        default=(), max_length=MAX_OTHER_LIVES
-    )
+    others: Annotated[
+        tuple[Annotated[str, Field(max_length=64)], ...], Field(fail_fast=True), Strict(strict=False)
+    ] = Field(default=(), max_length=MAX_OTHER_LIVES)
     boot_id: str = Field(default="", max_length=64)
     serial: str = Field(default="", max_length=64)
     agent_version: str = Field(default="", max_length=40)
     model: str = Field(default="", max_length=200)
     model_hash: str = Field(default="", max_length=64)
     vocabulary: str = Field(default="", max_length=16)
-    sessions: Annotated[tuple[SessionHealth, ...], Strict(strict=False)] = Field(default=(), max_length=8)
+    sessions: Annotated[tuple[SessionHealth, ...], Field(fail_fast=True), Strict(strict=False)] = Field(
+        default=(), max_length=8
+    )
 
 
 class Desired(Message):
@@ -77,7 +79,7 @@ class Reported(Message):
 
     revision: Counter
     config: dict[str, JsonValue] = Field(max_length=64)
-    refusals: Annotated[tuple[SettingRefusal, ...], Strict(strict=False)] = ()
+    refusals: Annotated[tuple[SettingRefusal, ...], Field(fail_fast=True), Strict(strict=False)] = ()
 
 
 class CommandRequest(Message):
@@ -104,7 +106,9 @@ class CommandState(BaseModel):
 class CommandResponse(Message):
     """Retained: the state of all open commands of a device, one document."""
 
-    commands: Annotated[tuple[CommandState, ...], Strict(strict=False)] = Field(max_length=32)
+    commands: Annotated[tuple[CommandState, ...], Field(fail_fast=True), Strict(strict=False)] = Field(
+        max_length=32
+    )
 
 
 class Telemetry(Message):

@@ -44,7 +44,8 @@ RefusalReason = Literal[
 Uid = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Counter = Annotated[int, Field(ge=0, lt=1 << 53)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-TokenList = Annotated[tuple[TokenId, ...], Strict(strict=False)]
+# Without `fail_fast` a large list of bad ids costs an error object each, and its reader stands still.
+TokenList = Annotated[tuple[TokenId, ...], Field(fail_fast=True), Strict(strict=False)]
 DisplayRate = Annotated[float, Field(gt=0.0, le=MAX_DISPLAY_RATE_TOKENS_S)]
 
 

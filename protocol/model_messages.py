@@ -56,7 +56,7 @@ class ModelRequest(Message):
     """
 
     model: str = Field(pattern=r"^[0-9a-f]{16}$")
-    blocks: Annotated[tuple[_Range, ...], Strict(strict=False)] = Field(
+    blocks: Annotated[tuple[_Range, ...], Field(fail_fast=True), Strict(strict=False)] = Field(
         min_length=1, max_length=MAX_REQUESTED_BLOCKS
     )
 

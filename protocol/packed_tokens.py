@@ -48,7 +48,7 @@ def _unpacked(value: object) -> object:
 PackedTokens = Annotated[
     tuple[TokenId, ...],
     Strict(strict=False),
-    Field(max_length=MAX_CONTEXT_TOKENS),
+    Field(max_length=MAX_CONTEXT_TOKENS, fail_fast=True),
     BeforeValidator(_unpacked),
     PlainSerializer(pack_tokens, return_type=str),
 ]

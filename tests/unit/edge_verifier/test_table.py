@@ -506,6 +506,20 @@ def test_an_opening_without_room_is_answered_at_once(limit: int, finished: str) 
     assert engine.steps == []
 
 
+def test_a_turn_without_room_makes_rejected_drafts_in_the_cache_no_part_of_the_text(desk: Desk) -> None:
+    """It is answered without a step, so that the cache still holds what the turn before had rejected."""
+    device = opened(desk, limit=100)
+    truth = true_tokens(device, 1)[0]
+    for reply in desk.ask(device, device.window(draft=(other(truth), 1, 2, 3))):
+        device.on_reply(reply)
+    device.begin_turn([7], 0)
+    desk.finish(device)
+    device.begin_turn([8], 10)
+    text = [*device.committed, 8]
+    desk.finish(device)
+    assert device.committed == text + alone(desk.engine, text, device.settings, device.limit)[0]
+
+
 def test_nothing_is_judged_after_the_end_of_a_turn(desk: Desk) -> None:
     device = ScriptedDevice(desk.engine, limit=5)
     desk.finish(device)
