@@ -34,6 +34,8 @@ MEMORY = 0.985
 SMOOTHING = 0.2
 FIRST_ROUND_S = 0.1
 FIRST_DRAFT_S = 0.01
+SHORTEST_ROUND_S = 1e-6
+"""No round is shorter, though a coarse clock may say so."""
 PROBE_EVERY = 16
 """Windows without drafts between two probes, which notice that drafts have become good again."""
 MIN_PATIENCE_S = 0.02
@@ -107,7 +109,7 @@ class Controller:
 
     def observe_round(self, round_s: float) -> None:
         """A window's verdict came `round_s` after it was published."""
-        self._round_s = _smoothed(self._round_s, round_s)
+        self._round_s = _smoothed(self._round_s, max(round_s, SHORTEST_ROUND_S))
 
     def observe_ack(self, ack_s: float) -> None:
         """The broker acknowledged a window `ack_s` after it was published."""

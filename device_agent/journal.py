@@ -18,8 +18,9 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -74,14 +75,17 @@ class SessionJournal:
         next_order: numbers the turns of all sessions.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, reserved: int, next_order: Callable[[], int]) -> None:
+    def __init__(self, path: Path, file: FileIO, reserved: int, next_order: Callable[[], int]) -> None:
         self._path = path
         self._file = file
+        self._unwritten = b""
         self._reserved = reserved
         self._next_order = next_order
 
     def append(self, entry: Entry, *, is_durable: bool) -> None:
         """Add one step; when durable, it and all before it are on disk on return.
+
+        What a full disk does not take goes there first with the next step: no line ever follows half a line.
 
         Raises:
             ConfigError: the disk is full or the directory is not writable.
@@ -91,8 +95,8 @@ class SessionJournal:
         generation = entry.generation + (RESERVED_GENERATIONS if is_durable else 0)
         try:
             order = None if entry.answer_start is None else self._next_order()
-            self._file.write(_framed(_entry_fields(entry, generation, order)))
-            self._file.flush()
+            self._unwritten += _framed(_entry_fields(entry, generation, order))
+            self._write()
             if is_durable:
                 os.fsync(self._file.fileno())
                 self._reserved = generation
@@ -102,7 +106,8 @@ class SessionJournal:
     def close(self) -> None:
         """Close the file; it stays on disk, without what a full disk has kept out of it."""
         try:
-            self._file.close()
+            with self._file:
+                self._write()
         except OSError as error:
             _logger.warning("%s", _unwritable(self._path, error))
 
@@ -110,6 +115,11 @@ class SessionJournal:
         """The session is over: nothing of it stays."""
         self.close()
         self._path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        while self._unwritten:
+            n_written = self._file.write(self._unwritten)
+            self._unwritten = self._unwritten[n_written:]
 
 
 class JournalDirectory:
@@ -140,7 +150,7 @@ class JournalDirectory:
         content = _framed(_header_fields(saved)) + _framed(state)
         try:
             write_atomically(path, content, mode=SECRET_MODE)
-            return SessionJournal(path, _locked(path, path.open("ab")), reserved, self._next_order)
+            return SessionJournal(path, _locked(path, "ab"), reserved, self._next_order)
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -155,7 +165,7 @@ class JournalDirectory:
         """Forget sessions in which nothing was said, as a crash leaves them, and that nobody has open."""
         for path, saved in self._states():
             if not saved.tokens:
-                with contextlib.suppress(ConfigError), _locked(path, path.open("r+b")):
+                with contextlib.suppress(ConfigError), _locked(path):
                     path.unlink(missing_ok=True)
 
     def _states(self) -> list[tuple[Path, Saved]]:
@@ -178,11 +188,11 @@ class JournalDirectory:
         """
         path = self._path(saved.uid)
         try:
-            content = path.read_bytes()
-            _, n_good = _parsed(content)
+            file = _locked(path)
+            _, n_good = _parsed(file.readall())
             if n_good > COMPACT_BYTES:
-                return self.create(saved)
-            file = _locked(path, path.open("r+b"))
+                with file:
+                    return self.create(saved)
             file.truncate(n_good)
             file.seek(n_good)
         except OSError as error:
@@ -197,7 +207,7 @@ class JournalDirectory:
         """
         path = self._path(uid)
         if path.exists():
-            _locked(path, path.open("r+b")).close()
+            _locked(path).close()
 
     def remove(self, uid: str) -> None:
         """Forget a session that is not open."""
@@ -259,7 +269,11 @@ def _lines(content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
         checksum, _, body = line.partition(b" ")
         if checksum != b"%08x" % zlib.crc32(body):
             return
-        yield line, orjson.loads(body)
+        try:
+            fields = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return
+        yield line, fields
 
 
 def _framed(fields: dict[str, Any]) -> bytes:
@@ -320,8 +334,9 @@ def _empty(header: _Header) -> Saved:
     )
 
 
-def _locked(path: Path, file: BinaryIO) -> BinaryIO:
-    """`file`, for this process alone until it is closed."""
+def _locked(path: Path, mode: Literal["ab", "r+b"] = "r+b") -> FileIO:
+    """The file `path`, for this process alone until it is closed; what is written goes out at once."""
+    file = path.open(mode, buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -60,7 +60,9 @@ class AuditLog:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 size = os.fstat(descriptor).st_size
                 is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-                os.write(descriptor, b"\n" + line if is_torn else line)
+                rest = b"\n" + line if is_torn else line
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -72,7 +74,8 @@ class AuditLog:
     def records(self) -> Iterator[AuditRecord]:
         """All records, oldest first; lines that cannot be read are passed over."""
         try:
-            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+            # Not `splitlines`: a record may hold characters that it takes for the end of a line.
+            lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
         except FileNotFoundError:
             return
         for line in lines:

@@ -51,7 +51,8 @@ def install(
     """Check `bundle` and put it into `home`.
 
     A home that was empty becomes complete in one step. A replaced one is moved aside first and removed when
-    the new one is in place; the journal moves over when fleet and device are the same.
+    the new one is in place; the journal moves over when fleet and device are the same. When this is killed in
+    the middle of that, the next call first puts the old home back, or moves the journal over.
 
     Args:
         prove: called with the complete new home before it takes the old one's place; raises to leave that.
@@ -60,6 +61,7 @@ def install(
         ProvisioningError: the bundle is damaged or is none, or `home` holds something already and `replace`
             is False; nothing has changed then.
     """
+    _settle(home)
     check_home(home, replace=replace)
     home.parent.mkdir(parents=True, exist_ok=True)
     draft = home.with_name(f".{home.name}.{secrets.token_hex(4)}")
@@ -70,7 +72,7 @@ def install(
         complete(draft, manifest)
         if prove is not None:
             prove(draft)
-        _put_in_place(draft, home, manifest)
+        _put_in_place(draft, home)
     except (EOFError, tarfile.TarError, ValidationError, ValueError) as error:
         text = (
             f"{error.error_count()} faults in its manifest" if isinstance(error, ValidationError) else error
@@ -218,21 +220,41 @@ def _device_toml(manifest: Manifest) -> str:
     )
 
 
-def _put_in_place(draft: Path, home: Path, manifest: Manifest) -> None:
+def _put_in_place(draft: Path, home: Path) -> None:
     if not (home / "device.toml").exists():
         draft.rename(home)
         sync_directory(home.parent)
         return
-    previous = home.with_name(f".{home.name}.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    is_same = identity_of(home) == (manifest.fleet, manifest.device)
+    previous = _previous(home)
     home.rename(previous)
     draft.rename(home)
-    if is_same and (previous / "journal").is_dir():
-        (home / "journal").rmdir()
-        (previous / "journal").rename(home / "journal")
+    _settle(home)
+
+
+def _settle(home: Path) -> None:
+    """Finish a replacement whose new home is in place, or undo one that was killed before."""
+    previous = _previous(home)
+    if not previous.is_dir():
+        return
+    if not home.exists() or (home.is_dir() and not any(home.iterdir())):
+        previous.rename(home)
+    elif (home / "device.toml").exists():
+        if identity_of(home) == identity_of(previous) and (previous / "journal").is_dir():
+            _move_journal(previous / "journal", home / "journal")
+        shutil.rmtree(previous, ignore_errors=True)
     sync_directory(home.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _move_journal(old: Path, new: Path) -> None:
+    """What `new` has already, from a start since, stays."""
+    for file in old.iterdir():
+        if not (new / file.name).exists():
+            file.rename(new / file.name)
+    sync_directory(new)
+
+
+def _previous(home: Path) -> Path:
+    return home.with_name(f".{home.name}.previous")
 
 
 def identity_of(home: Path) -> tuple[str, str]:

@@ -126,3 +126,9 @@ def test_the_model_prefers_what_it_says(acceptance: float) -> None:
     made = controller(acceptance=acceptance, draft_s=0.01, round_s=0.08, price_ms=2.0)
     best = made.plan().n_draft
     assert all(made.expected_tokens_per_s(best) >= made.expected_tokens_per_s(n) for n in range(17))
+
+
+def test_a_clock_that_stood_still_during_a_round_changes_no_plan_into_a_fault() -> None:
+    made = Controller()
+    made.observe_round(0.0)
+    assert 0 <= made.plan().n_draft <= 8

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -129,14 +132,88 @@ def test_a_journal_that_a_full_disk_keeps_from_closing_is_closed_all_the_same(
     journal = JournalDirectory(tmp_path).create(FRESH)
     file = journal._file
 
-    class FullFile:
+    class FullFile(FileIO):
         def close(self) -> None:
-            file.close()
+            super().close()
             full(0)
 
-    monkeypatch.setattr(journal, "_file", FullFile())
+    file.close()
+    monkeypatch.setattr(journal, "_file", FullFile(tmp_path / "full", "w"))
     journal.close()
     assert "No space left" in caplog.text
+
+
+class NarrowFile(FileIO):
+    """A file on a disk that has room for so many more bytes."""
+
+    room = 0
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        if not self.room:
+            full(0)
+        n_bytes = super().write(data[: self.room])
+        self.room -= n_bytes
+        return n_bytes
+
+
+@pytest.mark.parametrize("n_tokens", [3, 5_000])
+@pytest.mark.parametrize("room", [0, 1, 100, 10_000])
+def test_nothing_is_lost_behind_a_line_that_a_full_disk_tore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, n_tokens: int
+) -> None:
+    journal = JournalDirectory(tmp_path).create(FRESH)
+    journal._file.close()
+    file = NarrowFile(tmp_path / f"{FRESH.uid}.journal", "ab")
+    monkeypatch.setattr(journal, "_file", file)
+    file.room = room
+    context = tuple(range(n_tokens))
+    with contextlib.suppress(ConfigError):
+        journal.append(Entry(1, 0, context, answer_start=n_tokens, limit=9_000), is_durable=True)
+    file.room = 1 << 20
+    journal.append(Entry(40, n_tokens, (7, 8), finished="stop"), is_durable=True)
+    journal.close()
+    (saved,) = JournalDirectory(tmp_path).load()
+    assert saved.tokens == (*context, 7, 8)
+    assert saved.generation >= 40
+
+
+def test_what_a_full_disk_kept_out_is_written_at_the_end_if_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = JournalDirectory(tmp_path).create(FRESH)
+    journal._file.close()
+    file = NarrowFile(tmp_path / f"{FRESH.uid}.journal", "ab")
+    monkeypatch.setattr(journal, "_file", file)
+    with pytest.raises(ConfigError, match="No space left"):
+        journal.append(STEPS[0][0], is_durable=True)
+    file.room = 1 << 20
+    journal.close()
+    (saved,) = JournalDirectory(tmp_path).load()
+    assert saved.tokens == (1, 2, 3)
+
+
+def test_lines_that_are_no_step_end_the_journal(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"00000000\n00000000 \n")
+    assert parse(path.read_bytes()) == parse(whole)
+
+
+def test_a_long_journal_that_another_process_has_open_is_not_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path)
+    directory = JournalDirectory(tmp_path)
+    (saved,) = directory.load()
+    monkeypatch.setattr(journal_module, "COMPACT_BYTES", 100)
+    with path.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        before = path.read_bytes()
+        with pytest.raises(ConfigError, match="open in another process"):
+            directory.open(saved)
+    assert path.read_bytes() == before
+    directory.open(saved).close()
+    assert path.read_bytes() != before
 
 
 def test_a_text_with_a_hole_ends_before_it(tmp_path: Path) -> None:

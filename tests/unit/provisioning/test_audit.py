@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,23 @@ def test_a_torn_line_costs_itself_only(tmp_path: Path) -> None:
         torn.write('{"at": "2026-')
     log.append("b", "y")
     assert [record.action for record in log.records()] == ["a", "b"]
+
+
+def test_no_character_hides_a_record(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    log.append("label", "pi-1\u2028\x85\x0b\r\n", label="\u2029")
+    ((action, subject),) = [(record.action, record.subject) for record in log.records()]
+    assert (action, subject) == ("label", "pi-1\u2028\x85\x0b\r\n")
+
+
+def test_a_disk_that_takes_a_record_in_pieces_gets_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    log = AuditLog(tmp_path / "audit.jsonl")
+    log.append("revoke", "pi-1")
+    assert [record.action for record in log.records()] == ["revoke"]
 
 
 def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:

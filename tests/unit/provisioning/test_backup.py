@@ -74,3 +74,14 @@ def test_a_damaged_backup_leaves_nothing(fleet: FleetDirectory, tmp_path: Path) 
         with pytest.raises(ProvisioningError):
             restore(file, place / "again")
         assert list(place.iterdir()) == []
+
+
+def test_a_backup_with_one_wrong_bit_is_never_taken_for_whole(fleet: FleetDirectory, tmp_path: Path) -> None:
+    file, place = tmp_path / "b.tar.gz", tmp_path / "place"
+    back_up(fleet, file)
+    whole = file.read_bytes()
+    for i in range(100, len(whole), len(whole) // 40):
+        file.write_bytes(whole[:i] + bytes([whole[i] ^ 0x10]) + whole[i + 1 :])
+        with pytest.raises(ProvisioningError, match="cannot be restored"):
+            restore(file, place / "again")
+        assert list(place.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import stat
@@ -146,6 +147,37 @@ def test_an_installed_device_is_not_destroyed_unless_on_purpose(
     assert not (home / "journal/session").exists(), "another device does not see it"
     assert "pi-2" in (home / "device.toml").read_text()
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("n_done", range(5))
+def test_a_replacement_killed_at_any_moment_loses_no_conversation(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_done: int
+) -> None:
+    home = install(bundle, tmp_path / "home").home
+    (home / "journal/one").write_text("text")
+    (home / "journal/two").write_text("more")
+    left = [n_done]
+    rename = Path.rename
+
+    def renamed(self: Path, target: Path) -> Path:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(Path, "rename", renamed)
+        install(bundle, home, replace=True)
+    install(bundle, home, replace=True)
+    assert {file.name: file.read_text() for file in (home / "journal").iterdir()} == {
+        "one": "text",
+        "two": "more",
+    }
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_home_with_other_things_in_it_is_left_alone(bundle: Path, tmp_path: Path) -> None:
