@@ -15,13 +15,16 @@ from edge_verifier.session import Key, Session
 
 _GROWTH = 64
 _PATIENCE_S = 10.0
+_WAIT_S = 1.0
+_LONGER = 2.0
+"""Those turned away together are told different times, up to so many times the one that is reckoned here."""
 _MAX_WAITING = 4096
 
 
 @dataclass(slots=True)
 class _Waiting:
     n_positions: int
-    seen_s: float
+    until_s: float
 
 
 @dataclass
@@ -54,12 +57,18 @@ class KvBudget:
             return True
         return sum(taken) + self._need(n_context) + self._kept_for_first(key, now_s) <= self.max_positions
 
-    def turned_away(self, key: Key, n_context: int, now_s: float) -> None:
-        """It waits for room from its first refusal on, as long as it keeps asking."""
+    def turned_away(self, key: Key, n_context: int, now_s: float, n_staying: int = 1) -> float:
+        """It waits for room from its first refusal on, as long as it keeps asking; when it is to ask again.
+
+        The longer that is, the longer its place is kept.
+        """
         waiting = self._waiting.setdefault(key, _Waiting(0, now_s))
-        waiting.n_positions, waiting.seen_s = self._need(n_context), now_s
+        wait_s = _WAIT_S + len(self._waiting) / max(1, n_staying)
+        waiting.n_positions = self._need(n_context)
+        waiting.until_s = now_s + _LONGER * wait_s + _PATIENCE_S
         if len(self._waiting) > _MAX_WAITING:
             self._waiting.popitem(last=False)
+        return wait_s
 
     def admitted(self, key: Key) -> None:
         """It waits no longer."""
@@ -76,7 +85,7 @@ class KvBudget:
         """  # noqa: D205 - one sentence that takes two lines
         while self._waiting:
             first, waiting = next(iter(self._waiting.items()))
-            if now_s - waiting.seen_s <= _PATIENCE_S:
+            if now_s <= waiting.until_s:
                 return 0 if first == key else waiting.n_positions
             del self._waiting[first]
         return 0

@@ -48,8 +48,7 @@ class Room:
             return Fault("busy", f"all {self.capacity} sessions are in use", 1.0)
         if self._budget.is_room(key, n_context, staying, now_s):
             return None
-        self._budget.turned_away(key, n_context, now_s)
-        wait_s = 1.0 + self._budget.n_waiting / max(1, len(staying))
+        wait_s = self._budget.turned_away(key, n_context, now_s, len(staying))
         detail = f"the memory of {len(staying)} sessions is in use, {self._budget.n_waiting} wait for some"
         return Fault("busy", detail, wait_s)
 

@@ -162,8 +162,7 @@ class SessionTable:
         effects: list[Effect] = []
         replaced = self._by_key.get(incoming.key)
         if replaced is not None:
-            had_one = replaced.checkpoint_length is not None
-            effects += self._retire(replaced, replaced.generation, is_clearing=had_one)
+            effects += self._retire(replaced, replaced.generation, is_clearing=False)
         n_context = len(incoming.window.context or ())
         for idle in self._room.made_for(incoming.key, n_context, incoming.now_s):
             effects += self._forget(idle)
@@ -177,7 +176,11 @@ class SessionTable:
         )
         self._by_key[incoming.key] = self._by_sid[session.sid] = session
         session.active_s = incoming.now_s
-        return effects + self._take(session, incoming)
+        effects += self._take(session, incoming)
+        if session.checkpoint_length is None:
+            # Whatever the broker has there is of an earlier conversation, or of a life with other settings.
+            effects.append(ClearCheckpoint(*session.key))
+        return effects
 
     def _take(self, session: Session, incoming: _Incoming) -> list[Effect]:
         """A checked window of a known session, neither older than its generation nor answered already."""

@@ -59,10 +59,24 @@ def test_what_waits_longest_is_not_passed_by_smaller_ones() -> None:
 def test_one_that_asks_no_more_holds_up_nobody() -> None:
     budget = KvBudget(max_positions=1024, block=128, growth=64)
     held = [_session(600, 620)]
-    budget.turned_away(("gone", 0), 500, 0.0)
+    wait_s = budget.turned_away(("gone", 0), 500, 0.0)
     assert not budget.is_room(("small", 0), 10, held, 5.0)
-    assert budget.is_room(("small", 0), 10, held, 11.0)
+    assert budget.is_room(("small", 0), 10, held, 2.0 * wait_s + 10.5)
     assert budget.n_waiting == 0
+
+
+def test_one_that_comes_back_when_it_was_told_has_kept_its_place() -> None:
+    """Under a stampede all are told to stay away for long; who was first is first then, too."""
+    budget = KvBudget(max_positions=1024, block=128, growth=64)
+    held = [_session(600, 620)]
+    budget.turned_away(("big", 0), 500, 0.0)
+    for i in range(40):
+        budget.turned_away((f"d{i}", 0), 500, 0.0)
+    wait_s = budget.turned_away(("big", 0), 500, 0.1)
+    assert wait_s > 30.0
+    for asked_s in (5.0, 15.0, wait_s, 1.9 * wait_s):
+        assert not budget.is_room(("small", 0), 10, held, asked_s)
+    assert budget.is_room(("big", 0), 300, held, 2.0 * wait_s)
 
 
 def _run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -331,3 +332,11 @@ def test_prompts_however_long_and_many_stretch_a_step_by_a_bounded_part(
     is_any_short = any(n <= limits.short_prompt for n, _, _ in prompts)
     share = limits.short_share if is_any_short else limits.prefill_share
     assert n_chunk * PER_TOKEN_S <= 1.1 * share * windows_s + PER_TOKEN_S
+
+
+def test_a_prompt_is_left_out_of_steps_that_compute_its_beginning_for_another() -> None:
+    """It takes its part when that is there; it goes where the other does not, and holds nobody up."""
+    leader = work(1, n_prefill=90, slack_s=0.5)
+    follower = replace(work(2, n_prefill=90, slack_s=0.6), follows=1, n_shared=64)
+    assert set(chosen(step_rows(), [leader, follower, work(3, n_prefill=90, slack_s=0.7)])) == {1, 3}
+    assert set(chosen(step_rows(), [follower])) == {2}

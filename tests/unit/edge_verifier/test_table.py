@@ -207,6 +207,16 @@ def test_p10_a_result_of_an_abandoned_window_is_thrown_away(desk: Desk) -> None:
     assert list(verdict.tokens) == true_tokens(device, 1)
 
 
+def test_a_window_of_before_the_turn_is_not_answered_with_the_turns_context(desk: Desk) -> None:
+    device = opened(desk, limit=100)
+    device.begin_turn([1, 2, 3], 30)
+    for reply in desk.ask(device, device.next_window()):
+        device.on_reply(reply)
+    early = device.window(ack=2, base=2, hash=device.chain.hash_at(2))
+    assert desk.ask(device, early) == []
+    assert dropped(desk, "before_the_turn") == 1
+
+
 def test_p10_context_inside_a_turn_is_refused(desk: Desk) -> None:
     """Else a faulty device commits tokens that nobody checked."""
     device = opened(desk)
@@ -233,6 +243,17 @@ def test_a_newer_generation_below_the_position_cuts_the_text_there(desk: Desk) -
     device.raise_generation()
     verdict = only_verdict(desk.ask(device, device.window(draft=(truth[0], other(truth[1])))))
     assert (verdict.n_accepted, list(verdict.tokens)) == (1, truth[:2])
+
+
+def test_a_turn_may_begin_below_the_position_as_after_a_stop_string(desk: Desk) -> None:
+    """What was said beyond is no part of the text, nor of the cache, however long the new context is."""
+    device = opened(desk, accuracy=1.0, limit=20)
+    desk.finish(device)
+    del device.committed[9:]
+    device.begin_turn([4, 5, 6, 7, 8], 12)
+    text = [*device.committed, 4, 5, 6, 7, 8]
+    desk.finish(device)
+    assert device.committed == text + alone(desk.engine, text, device.settings, device.limit)[0]
 
 
 def test_a_newer_generation_with_another_text_is_told_so(desk: Desk) -> None:
@@ -639,6 +660,16 @@ def test_no_checkpoint_leaves_when_the_device_or_the_verifier_does_not_want_it(e
 def test_a_session_without_checkpoint_clears_that_of_the_one_whose_slot_it_takes(desk: Desk) -> None:
     opened(desk, seed=1, keep_checkpoint=True)
     opened(desk, seed=2, keep_checkpoint=False)
+    assert desk.checkpoints == {("dev", 0): None}
+
+
+@pytest.mark.parametrize("rules", [TableRules(), TableRules(checkpoints=CheckpointRule(is_on=False))])
+def test_a_session_without_checkpoint_clears_what_a_former_life_of_the_verifier_wrote(
+    engine: TableEngine, rules: TableRules
+) -> None:
+    """Also what was written for itself, before the user wanted no copies any more."""
+    desk = Desk(engine, rules)
+    opened(desk, keep_checkpoint=rules == TableRules(checkpoints=CheckpointRule(is_on=False)))
     assert desk.checkpoints == {("dev", 0): None}
 
 
