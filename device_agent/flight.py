@@ -30,6 +30,12 @@ class Sent:
     acked_at_s: float | None = None
     n_timeouts: int = 0
 
+    @property
+    def end(self) -> int:
+        """Index behind its last draft, where the bonus comes to stand."""
+        window = self.window
+        return window.base + len(window.context or ()) + len(window.draft)
+
 
 class RoundTimer:
     """How long to wait for a verdict: smoothed round time plus four deviations, bounded (as RFC 6298)."""

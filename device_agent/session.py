@@ -293,7 +293,9 @@ class DeviceSession(SessionTurns):
             self._end_turn(finished, start)
             return
         self._actions.append(Journal(Entry(self.generation, start, new), is_durable=False))
-        if not is_as_presumed:
+        # What is left of a window that was answered in part is in no window under way.
+        is_left = self._text.committed <= sent.end and self._text.last_presumed is not None
+        if not is_as_presumed or is_left:
             self._abandon()
         self._speculator.idle_since_s = now_s
 

@@ -30,7 +30,7 @@ from edge_verifier.session import MAX_AHEAD, Key, Session
 from edge_verifier.strangers import Strangers
 from edge_verifier.table_rules import TableRules
 from edge_verifier.verdicts import Timing, known_verdict, verdict_of
-from edge_verifier.window_checks import Fault, find_fault, longest_text, refusal, text_fault
+from edge_verifier.window_checks import Fault, find_fault, kept_length, longest_text, refusal, text_fault
 from edge_verifier.work import Pending, Slice, Work
 from protocol.coupling import Judgement
 from protocol.identifiers import ANY_UID, LAST_GENERATION
@@ -235,7 +235,7 @@ class SessionTable:
         if not is_newer and n_ahead >= MAX_AHEAD:
             return [Drop("too_far_ahead")]
         if is_newer:
-            session.rewind(min(window.base, session.length), window.generation)
+            session.rewind(kept_length(session, window), window.generation)
             effects += [Cancel(session.sid), *self._release(session.sid, None)]
         if window.context is not None:
             session.append_context(window.context)

@@ -63,10 +63,19 @@ def text_fault(session: Session, window: Window) -> Fault | None:
         return Fault("prefix_mismatch", f"the text here has {length} tokens, not {known_length}")
     if window.base <= length and window.hash != session.chain.hash_at(window.base):
         return Fault("prefix_mismatch", f"another text before position {window.base}")
-    kept_length = min(window.base, length) if window.generation > session.generation else length
-    if kept_length - window.ack > MAX_UNACKNOWLEDGED:
+    kept = kept_length(session, window) if window.generation > session.generation else length
+    if kept - window.ack > MAX_UNACKNOWLEDGED:
         return Fault("bad_message", f"ack {window.ack} lies more than {MAX_UNACKNOWLEDGED} below the text")
     return None
+
+
+def kept_length(session: Session, window: Window) -> int:
+    """How much of the text stays for a newer generation, which begins with `window`.
+
+    A window beyond the text presumes others that are lost or late. What is known behind its `ack` goes, or
+    those would be answered from it: only in part, and without saying that the turn ends there.
+    """
+    return window.base if window.base <= session.length else window.ack
 
 
 def _opening_fault(window: Window, opening: Opening, info: EngineInfo) -> Fault | None:

@@ -34,6 +34,7 @@ class TableEngine:
         sharpness: spread of the logits; higher is more predictable at a temperature above 0.
         stop_ids: reported in `info`; the table gives them no special chance.
         is_held: steps wait until `run_next` is called, so that a test decides when they complete.
+        clock: what steps are timed by.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class TableEngine:
         block: int = 1,
         stop_ids: frozenset[int] = frozenset(),
         is_held: bool = False,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         generator = np.random.default_rng(seed)
         table = generator.standard_normal((_TABLE_ROWS, vocab_size)) * sharpness
@@ -56,6 +58,7 @@ class TableEngine:
         self._ledger = Ledger(self._limits)
         self._states: dict[int, list[int]] = {}
         self._held: deque[Callable[[], None]] | None = deque() if is_held else None
+        self._clock = clock
         self._is_shut_down = False
         self._fault: ModelError | None = None
         self.steps: list[tuple[Row, ...]] = []
@@ -156,14 +159,14 @@ class TableEngine:
     def _step(self, rows: tuple[Row, ...], future: Future[StepResult]) -> None:
         if not future.set_running_or_notify_cancel():
             return
-        started_s = perf_counter()
+        started_s = self._clock()
         self.steps.append(rows)
         try:
             logits = self._run(rows)
         except ModelError as error:
             future.set_exception(error)
         else:
-            future.set_result(StepResult(logits, perf_counter() - started_s))
+            future.set_result(StepResult(logits, self._clock() - started_s))
 
     def _run(self, rows: tuple[Row, ...]) -> tuple[NDArray[np.float32], ...]:
         fault, self._fault = self._fault, None

@@ -70,6 +70,26 @@ def test_p1_a_rejection_with_a_window_behind_raises_the_generation_on_disk_first
     finish(world)
 
 
+def test_p1_a_verdict_that_ends_within_its_window_leaves_nothing_that_nobody_answers() -> None:
+    """Only what a verdict or a window under way covers may be presumed, or the session would stand still."""
+    world = World(drafting=perfect, n_draft=4, max_in_flight=2, network=Network(delay_s=0.1))
+    world.ask(PROMPT, max_tokens=60)
+    world.run(lambda: len(world.published) > 4 and world.published[-1].base > world.published[-1].ack)
+    first = world.published[-2]
+    text = (*PROMPT, *world.expected())
+    verdict = Verdict(
+        uid=first.uid,
+        generation=first.generation,
+        round=first.round,
+        start=first.ack,
+        tokens=text[first.ack : first.base + 2],
+        n_accepted=2,
+    )
+    world.do(world.session.verdict(verdict, world.now_s))
+    assert world.session.generation == first.generation + 1
+    finish(world)
+
+
 def test_p1_a_rejection_with_nothing_behind_keeps_the_generation() -> None:
     world = World(drafting=random_drafter, max_in_flight=1)
     world.ask(PROMPT, max_tokens=30)

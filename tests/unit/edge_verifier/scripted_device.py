@@ -142,7 +142,8 @@ class ScriptedDevice:
         self.sent.clear()
         self.presumed = []
         self.needs_opening = self.needs_opening or is_rebuild
-        if is_rebuild:
+        if is_rebuild:  # the opening brings the turn along
+            self.committed += self.turn or []
             self.turn = None
 
     def on_reply(self, reply: Verdict | Refusal) -> None:

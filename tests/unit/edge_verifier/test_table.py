@@ -290,6 +290,27 @@ def test_a_newer_generation_whose_first_window_is_lost_heals_by_resending_it(
         assert list(verdict.tokens) == truth[: len(verdict.tokens)]
 
 
+@pytest.mark.parametrize("is_end_known", [False, True])
+def test_a_newer_generation_whose_windows_come_in_the_wrong_order_is_judged_whole(
+    *, is_end_known: bool
+) -> None:
+    """What is known of the text ends within the first window, and perhaps with a stop token."""
+    truth = true_tokens(opened(Desk(TableEngine(is_held=True, seed=1))), 6)
+    stop_ids = frozenset({truth[1]}) if is_end_known else frozenset[int]()
+    desk = Desk(TableEngine(is_held=True, seed=1, stop_ids=stop_ids))
+    device = opened(desk)
+    desk.ask(device, device.window(draft=(truth[0],)))  # verdict lost
+    device.raise_generation()
+    first = device.window(draft=tuple(truth[:4]))
+    second = device.window(draft=(truth[5],), presumed=truth[:5])
+    assert desk.ask(device, second) == []
+    verdict = desk.ask(device, first)[0]
+    assert isinstance(verdict, Verdict)
+    assert verdict.round == first.round
+    assert list(verdict.tokens) == (truth[:2] if is_end_known else truth[:5])
+    assert verdict.finished == ("stop" if is_end_known else None)
+
+
 def test_a_rebuild_keeps_the_common_prefix_in_the_cache(desk: Desk) -> None:
     device = opened(desk, prompt=list(range(20)))
     for _ in range(5):
