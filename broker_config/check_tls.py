@@ -34,12 +34,11 @@ def check_revocation_list(file: str, pem: bytes, now: dt.datetime) -> Finding:
     """A revocation list as the fleet has it; a broker refuses everyone once it is past its next update."""
     revoked = x509.load_pem_x509_crl(pem)
     ends = revoked.next_update_utc
-    days = (now - revoked.last_update_utc).days
     if ends is None or ends <= now:
         return Finding("revocation", "fault", f"{file} is past its next update", "sled fleet serve")
     if ends - now < _SOON:
         return Finding("revocation", "warning", f"{file} ends on {ends:%Y-%m-%d}", "sled fleet serve")
-    return Finding("revocation", "ok", f"{file}: {len(list(revoked))} revoked, issued {days} days ago")
+    return Finding("revocation", "ok", f"{file}: {len(list(revoked))} revoked, good until {ends:%Y-%m-%d}")
 
 
 def _certificate(name: str, endpoint: Endpoint) -> Iterator[Finding]:

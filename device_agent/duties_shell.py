@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -25,17 +26,30 @@ from device_agent.fleet_actions import (
     Unsubscribe,
 )
 from protocol.atomic_file import SECRET_MODE, write_atomically
-from protocol.errors import SledError
+from protocol.errors import ConfigError, SledError
 from protocol.identifiers import new_incarnation
 from protocol.link import Link
+
+_logger = logging.getLogger(__name__)
+
+NOT_SAVED = "the device's disk is full or read-only; a command that is not remembered is not run"
 
 Command = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """A command that the shell can run: arguments in, result out; it must be quick."""
 
 
 def load_memory(file: Path) -> DutiesMemory:
-    """What the duties remember from before; nothing when there is no file."""
-    return DutiesMemory.load(file.read_bytes() if file.exists() else None)
+    """What the duties remember from before; nothing when there is no file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return DutiesMemory.load(file.read_bytes() if file.exists() else None)
+    except OSError as error:
+        raise ConfigError(
+            f"{file} cannot be read: {error.strerror}", hint="run this as the user that the device belongs to"
+        ) from error
 
 
 class DutiesShell:
@@ -83,15 +97,27 @@ class DutiesShell:
         return cls(duties, file, commands, on_halt)
 
     def perform(self, link: Link, actions: Sequence[Action]) -> None:
-        """Do `actions` in order."""
+        """Do `actions` in order; what a full disk cannot remember is done all the same, but for commands."""
+        is_saved = True
         for action in actions:
-            self._do(link, action)
+            if isinstance(action, Save):
+                is_saved = self._save(action)
+            elif isinstance(action, RunCommand) and not is_saved:
+                self.perform(link, self.duties.command_finished(action.id, error=NOT_SAVED))
+            else:
+                self._do(link, action)
+
+    def _save(self, action: Save) -> bool:
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomically(self._file, action.content, mode=SECRET_MODE)
+        except OSError as error:
+            _logger.warning("%s cannot be written: %s", self._file, error.strerror or error)
+            return False
+        return True
 
     def _do(self, link: Link, action: Action) -> None:
         match action:
-            case Save(content):
-                self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                write_atomically(self._file, content, mode=SECRET_MODE)
             case Retain(topic, payload):
                 link.retain(topic, payload)
             case Send(topic, payload):
@@ -106,6 +132,8 @@ class DutiesShell:
                 self._on_halt(reason)
             case ApplySettings():
                 pass  # sessions read `duties.settings` at each turn
+            case _:
+                pass
 
     def _run(self, link: Link, command: RunCommand) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from device_agent.journal import SessionJournal
 from device_agent.session import DeviceSession
 from device_agent.tokenizer import TextStream
 from device_agent.turn_record import TurnRecord, TurnStart
-from protocol.errors import SledError
+from protocol.errors import ConfigError, SessionError, SledError
 from protocol.fleet_messages import SessionHealth
 from protocol.messages import SamplerSettings, Window
 
@@ -116,19 +117,25 @@ class LiveSession:
         self.perform(actions)
 
     def perform(self, actions: Sequence[Action]) -> None:
-        """Do `actions`; a fault of this device (a full disk) ends the turn and nothing else."""
+        """Do `actions`; a fault of this device (a full disk) ends the turn and nothing else.
+
+        The journal gets all of them in any case: a step left out would hide all those after it.
+        """
         if self._is_detached:
             return
         waiting = deque(actions)
         try:
             while waiting:
                 self._do(waiting.popleft())
-        except SledError as error:
+        except Exception as error:
             _logger.exception("session %s in slot %d ends its turn", self.machine.uid, self.slot)
             for action in waiting:
                 if isinstance(action, Publish):
                     self._shell.not_sent(self, action.window)
-            self.give_up(error)
+                elif isinstance(action, Journal):
+                    with suppress(ConfigError):
+                        self._journal.append(action.entry, is_durable=action.is_durable)
+            self.give_up(error if isinstance(error, SledError) else _fault(error))
 
     def give_up(self, error: SledError) -> None:
         """End the turn under way with `error`."""
@@ -209,3 +216,10 @@ class LiveSession:
             self._n_rounds += 1
             self._n_drafted += action.n_drafted
             self._n_accepted += action.n_accepted
+
+
+def _fault(error: Exception) -> SessionError:
+    return SessionError(
+        f"the answer ends with an internal fault: {type(error).__name__}",
+        hint="see the device's log, and report it; the conversation can go on",
+    )

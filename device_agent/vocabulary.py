@@ -52,4 +52,7 @@ class Vocabulary(Protocol):
         """The tokens of plain text; never a control token, none added at either end."""
 
     def piece(self, token: int) -> bytes:
-        """The bytes that `token` adds to the text; a control token adds none."""
+        """The bytes that `token` adds to the text; a control token adds none, nor one beyond `size`.
+
+        Targets may have more token ids than their tokenizer, without a text.
+        """

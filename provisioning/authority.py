@@ -26,6 +26,7 @@ from protocol.errors import ConfigError, ProvisioningError
 from protocol.identifiers import check_name
 from protocol.topics import BACKENDS, Role
 from provisioning.certificate import (
+    NOT_BEFORE,
     authority_certificate,
     certificate_builder,
     common_name,
@@ -45,6 +46,12 @@ AUTHORITY_LIFETIME = dt.timedelta(days=20 * 365)
 IDENTITY_LIFETIME = dt.timedelta(days=5 * 365)
 REVOCATION_LIST_LIFETIME = dt.timedelta(days=10 * 365)
 """Long, because a broker refuses everyone once its revocation list is past its next update."""
+
+
+def age_of(revoked: x509.CertificateRevocationList) -> dt.timedelta:
+    """How long ago a list of ours was made; below zero if this machine's clock was set back since."""
+    ends = revoked.next_update_utc
+    return dt.timedelta(0) if ends is None else dt.datetime.now(dt.UTC) - (ends - REVOCATION_LIST_LIFETIME)
 
 
 @dataclass(frozen=True)
@@ -237,7 +244,8 @@ class Authority:
         """
         now = dt.datetime.now(dt.UTC)
         builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject)
-        builder = builder.last_update(now).next_update(now + REVOCATION_LIST_LIFETIME)
+        # Of 1970, as our certificates are: a broker refuses everyone while a list is not valid yet.
+        builder = builder.last_update(NOT_BEFORE).next_update(now + REVOCATION_LIST_LIFETIME)
         for serial, since in revoked.items():
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since).build()
             builder = builder.add_revoked_certificate(entry)

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from cryptography import x509
 
 from broker_config.configuration import BrokerFiles, render_acl_of
-from provisioning.authority import AuthorityKind
+from provisioning.authority import AuthorityKind, age_of
 from provisioning.claim_book import ClaimBook
 from provisioning.fleet_directory import FleetDirectory
 
 LISTS: tuple[AuthorityKind, ...] = ("device", "backend", "claim")
 """CAs whose revocation lists the broker reads."""
 REISSUE_AFTER = dt.timedelta(days=7)
+CLOCK_SLACK = dt.timedelta(hours=1)
 
 
 class Housekeeping:
@@ -54,8 +55,8 @@ class Housekeeping:
         file = self._fleet.authority(kind).revocation_list_file
         revoked = x509.load_pem_x509_crl(file.read_bytes())
         listed = {entry.serial_number for entry in revoked}
-        age = dt.datetime.now(dt.UTC) - revoked.last_update_utc
-        return age > REISSUE_AFTER or listed != self._fleet.registry.revocations(kind).keys()
+        is_recent = -CLOCK_SLACK <= age_of(revoked) <= REISSUE_AFTER
+        return not is_recent or listed != self._fleet.registry.revocations(kind).keys()
 
     def _tell(self) -> bool:
         files = self._fleet.broker_files()

@@ -53,13 +53,14 @@ def rotate(fleet: FleetDirectory, device_id: str, ask: Ask, reload: Reload | Non
         BrokerError: the broker could not be told to refuse the old one.
     """
     fleet.registry.check_is_active(device_id)
-    fleet.audit.append("rotate", device_id)
     answer = ask(NEW_KEY, {})
     try:
         request = base64.b64decode(str(answer.get("request", "")), validate=True)
     except binascii.Error as error:
         raise ProvisioningError(f"device {device_id} sent no signing request: {error}") from error
-    certificate = fleet.authority("device").certify(device_id, requested_key(request))
+    public_key = requested_key(request)
+    fleet.audit.append("rotate", device_id)
+    certificate = fleet.authority("device").certify(device_id, public_key)
     serial = certificate.serial_number
     fleet.registry.add_temporary(certificate)
     encoded = base64.b64encode(certificate.public_bytes(Encoding.DER)).decode("ascii")

@@ -22,6 +22,8 @@ _logger = logging.getLogger(__name__)
 
 MOST_IN_A_ROUND = 10
 """Rotations in one round, so that a fleet provisioned on one day does not hold everything up."""
+TRY_AGAIN = dt.timedelta(minutes=10)
+"""Until a device whose rotation failed is asked again: one away for months fills no log and no list."""
 _JITTER = 0.1
 
 
@@ -48,6 +50,7 @@ class Upkeep:
         self._fleet = fleet
         self._access = access
         self._ended: set[str] = set()
+        self._failed: dict[str, dt.datetime] = {}
 
     def tick(self, ask_of: Callable[[str], Ask], now: dt.datetime) -> tuple[str, ...]:
         """Do what is due; what that was, in words. A device in trouble does not hold the others up.
@@ -87,6 +90,9 @@ class Upkeep:
                 break
             if not is_due(record, now, renewed) or dt.datetime.fromisoformat(record.expires_at) <= now:
                 continue
+            if dt.timedelta(0) <= now - self._failed.get(record.id, now - TRY_AGAIN) < TRY_AGAIN:
+                continue
+            self._failed[record.id] = now
             try:
                 rotate(self._fleet, record.id, ask_of(record.id), reload)
             except SessionError as error:
@@ -94,5 +100,6 @@ class Upkeep:
             except SledError as error:
                 _logger.warning("rotation of %s: %s", record.id, error)
             else:
+                del self._failed[record.id]
                 done.append(f"{record.id} has a new certificate")
         return done

@@ -175,6 +175,7 @@ class DeliveryDesk:
         if target.exists() and file_sha256(target) == manifest.sha256:
             self._try_out(manifest)
             return
+        self._store.remove_strays(manifest.file)
         job = self._job = FetchJob(manifest, self._store.directory / "incoming", self._ask, self._post)
         try:
             self._make_room(job)

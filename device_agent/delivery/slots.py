@@ -8,6 +8,7 @@ The file that `device.toml` names is never removed: it is the last resort when b
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+_DELIVERED = re.compile(r".+-[0-9a-f]{8}\.gguf")
+"""Names that the fleet gives to model files; others in the directory are not ours to remove."""
 MOST_STARTS = 2
 """Starts that a new model may fail by taking the process down with it, before the one before it is back."""
 
@@ -152,6 +155,25 @@ class SlotStore:
         )
         self.update(lambda present: present.fallen_back(to, reason))
         return True
+
+    def remove_strays(self, wanted: str) -> None:
+        """Remove delivered files that no slot names, such as of an offer taken back while it waited.
+
+        Args:
+            wanted: name of the file that is on its way.
+
+        Raises:
+            OSError: the directory cannot be read or written.
+        """
+        slots = read_slots(self._home)
+        if slots is None and self._file.exists():
+            return  # who cannot read what is in use removes nothing
+        slots = slots or Slots(current=self._own)
+        used = (self._own, slots.current, *([slots.previous] if slots.previous else []))
+        kept = {wanted, *(Path(slot.path).name for slot in used)}
+        for file in self.directory.glob("*.gguf"):
+            if _DELIVERED.fullmatch(file.name) and file.name not in kept:
+                file.unlink(missing_ok=True)
 
     def _remove_unused(self, before: Slots, after: Slots) -> None:
         kept = {self._own.path, after.current.path, *([after.previous.path] if after.previous else [])}

@@ -157,7 +157,9 @@ class GgufVocabulary:
         return list(tokens[:n_tokens])
 
     def piece(self, token: int) -> bytes:
-        """The bytes that `token` adds to the text; a control token adds none."""
+        """The bytes that `token` adds to the text; a control token or one of no vocabulary adds none."""
+        if not 0 <= token < self.size:  # llama.cpp would end the process
+            return b""
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)

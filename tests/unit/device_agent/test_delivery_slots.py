@@ -237,3 +237,17 @@ def test_a_model_that_was_typed_is_loaded_or_refused(home: Path) -> None:
     with pytest.raises(ModelError, match="typed is damaged"):
         start_model(home, {"model.path": "models/typed.gguf"}, {}, Loader(broken={"typed"}))
     assert names_in_use(home) == ("new", "own")
+
+
+def test_files_of_deliveries_that_nobody_will_use_make_room(home: Path) -> None:
+    kept = ("used-00000001", "before-00000002", "coming-00000003", "own", "mine")
+    for name in (*kept, "waited-00000004"):
+        (home / "models" / f"{name}.gguf").write_bytes(b"x")
+    put_to_use(home, "before-00000002")
+    put_to_use(home, "used-00000001")
+    store = store_of(DeviceConfig.load(home))
+    store.remove_strays("coming-00000003.gguf")
+    assert {file.stem for file in (home / "models").glob("*.gguf")} == {*kept, "new", "newer"}
+    slots_file(home).write_bytes(b"damaged")
+    store.remove_strays("coming-00000003.gguf")
+    assert (home / "models" / "used-00000001.gguf").exists(), "unknown is not unused"

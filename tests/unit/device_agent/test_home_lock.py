@@ -52,3 +52,15 @@ def test_an_agent_that_was_killed_holds_nothing(tmp_path: Path) -> None:
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be written"):
         HomeLock(tmp_path / "nowhere", "pi").acquire()
+
+
+def test_a_full_disk_keeps_no_agent_from_its_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int, _data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    first = HomeLock(tmp_path, "kitchen-pi")
+    first.acquire()
+    with pytest.raises(ConfigError, match="runs here already, in process unknown"):
+        HomeLock(tmp_path, "kitchen-pi").acquire()
+    first.release()

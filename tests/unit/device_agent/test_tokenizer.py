@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from device_agent.drafters import load_vocabulary
 from device_agent.tokenizer import ChatMessage, ChatRole, ChatTokenizer
 from protocol.errors import ModelError
+from protocol.packed_tokens import MAX_TOKEN_ID
 from tests.tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS, TinyPair
 
 BOS, END, USER, ASSISTANT = 0, 1, 3, 4
@@ -183,6 +184,14 @@ class TestText:
 
 def test_stop_ids_are_those_of_the_file(tokenizer: ChatTokenizer) -> None:
     assert tokenizer.stop_ids == {BOS, END}
+
+
+def test_tokens_beyond_the_vocabulary_have_no_text(tokenizer: ChatTokenizer) -> None:
+    """Targets may have more ids than their tokenizer; llama.cpp would end the process on one."""
+    size = tokenizer.vocabulary.size
+    word = tokenizer.encode("the")
+    assert tokenizer.decode([size, *word, MAX_TOKEN_ID]) == tokenizer.decode(word)
+    assert tokenizer.transcript([*word, size]) == tokenizer.transcript(word)
 
 
 class TestTranscript:
