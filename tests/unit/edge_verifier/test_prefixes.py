@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from edge_verifier.engines.table_engine import TableEngine
 from edge_verifier.prefixes import Holder, Prefixes, PrefixRules, PrefixScope, shared_length
 from edge_verifier.table_rules import TableRules
-from protocol.messages import SamplerSettings
+from protocol.errors import ModelError
+from protocol.messages import Refusal, SamplerSettings, Verdict
 from tests.unit.edge_verifier.desk import Desk, alone
 from tests.unit.edge_verifier.scripted_device import ScriptedDevice
 
@@ -183,6 +184,18 @@ def test_who_follows_goes_on_when_its_leader_is_gone() -> None:
         second.on_reply(reply)
     desk.finish(second)
     _assert_true(desk, second)
+
+
+def test_a_step_that_fails_harms_nobody_who_begins_as_its_sessions_do() -> None:
+    """Only what is computed is shared, not what is about to be."""
+    desk = _desk()
+    first, second = _device(desk, 0), _device(desk, 1)
+    desk.send(first, first.next_window())
+    desk.engine.fail_next(ModelError("the step fails"))
+    desk.send(second, second.next_window())
+    replies = {reply.uid: reply for reply in desk.run()}
+    assert isinstance(replies[first.uid], Refusal)
+    assert isinstance(replies[second.uid], Verdict)
 
 
 def test_a_follower_whose_leader_changes_its_text_goes_on() -> None:

@@ -256,6 +256,23 @@ def test_a_turn_may_begin_below_the_position_as_after_a_stop_string(desk: Desk) 
     assert device.committed == text + alone(desk.engine, text, device.settings, device.limit)[0]
 
 
+def test_a_turn_that_was_cut_back_into_its_context_is_answered_from_memory_too(desk: Desk) -> None:
+    """What follows the cut is the target's own, as far as it was context before."""
+    device = opened(desk, limit=100)
+    device.begin_turn([1, 2, 3, 4], 50)
+    for reply in desk.ask(device, device.next_window()):
+        device.on_reply(reply)
+    del device.committed[-4:]
+    device.raise_generation()
+    first = device.window()
+    for _ in range(6):
+        for reply in desk.ask(device, device.window()):
+            device.on_reply(reply)
+    verdict = only_verdict(desk.ask(device, first))
+    assert verdict.start == first.ack
+    assert list(verdict.tokens) == device.committed[first.ack :]
+
+
 def test_a_newer_generation_with_another_text_is_told_so(desk: Desk) -> None:
     device = opened(desk)
     device.raise_generation()
@@ -528,6 +545,23 @@ def test_p11_a_stop_token_among_the_drafts_ends_the_turn_there(desk: Desk) -> No
     device.on_reply(only_verdict(desk.ask(device, device.next_window())))
     verdict = only_verdict(desk.ask(device, device.window(draft=tuple(truth))))
     assert (verdict.finished, list(verdict.tokens)) == ("stop", truth[:n_until])
+
+
+@pytest.mark.parametrize("prompt", [[1, 9], [1]])
+def test_a_stop_token_at_the_end_of_a_context_ends_nothing(prompt: list[int]) -> None:
+    """Chat templates end every message with it."""
+    engine = TableEngine(is_held=True, stop_ids=frozenset({9}))
+    desk = Desk(engine)
+    device = ScriptedDevice(engine, prompt=prompt, limit=9)
+    text = list(device.committed)
+    if 9 not in prompt:
+        desk.finish(device)
+        device.begin_turn([4, 9], 8)
+        text = [*device.committed, 4, 9]
+    desk.finish(device)
+    expected, reason = alone(engine, text, device.settings, device.limit)
+    assert expected
+    assert (device.committed, device.finished) == (text + expected, reason)
 
 
 def test_p14_a_full_context_ends_the_turn() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol import sampler
 from protocol.errors import ModelError
 from protocol.messages import SamplerSettings
 from protocol.sampler import MAX_CANDIDATES, candidates, choose
@@ -102,3 +103,10 @@ def test_another_seed_attempt_or_position_draws_other_tokens() -> None:
         )
     }
     assert len(draws) == 4
+
+
+def test_of_equal_noisy_scores_the_lowest_id_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates stand in the order of their scores, so that the first is not the one with the lowest id."""
+    monkeypatch.setattr(sampler, "gumbel", lambda _, ids: np.where(ids == 2, 1.0, 0.0))
+    logits = np.array([-1.0, 0.0, 1.0, 2.0, 2.0], np.float32)
+    assert choose(logits, SamplerSettings(temperature=1.0), 0) == 2
