@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -35,6 +36,8 @@ from protocol.packed_tokens import PackedTokens
 _logger = logging.getLogger(__name__)
 
 SUFFIX = ".journal"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+"""Names by which `protocol.atomic_file` writes."""
 RESERVED_GENERATIONS = 32
 COMPACT_BYTES = 1 << 18
 """A file larger than this is rewritten as one state when its session is loaded."""
@@ -112,9 +115,13 @@ class SessionJournal:
             _logger.warning("%s", _unwritable(self._path, error))
 
     def remove(self) -> None:
-        """The session is over: nothing of it stays."""
+        """The session is over: nothing of it stays.
+
+        Raises:
+            ConfigError: the directory is not writable.
+        """
         self.close()
-        self._path.unlink(missing_ok=True)
+        _remove(self._path)
 
     def _write(self) -> None:
         while self._unwritten:
@@ -162,10 +169,17 @@ class JournalDirectory:
         return [saved for _, saved in self._states() if saved.tokens]
 
     def remove_unused(self) -> None:
-        """Forget sessions in which nothing was said, as a crash leaves them, and that nobody has open."""
+        """Forget sessions in which nothing was said, as a crash leaves them, and that nobody has open.
+
+        For the one process that writes here: what it left half written in an earlier life goes, too.
+        """
+        for path in self._directory.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
         for path, saved in self._states():
             if not saved.tokens:
-                with contextlib.suppress(ConfigError), _locked(path):
+                with contextlib.suppress(ConfigError, OSError), _locked(path):
                     path.unlink(missing_ok=True)
 
     def _states(self) -> list[tuple[Path, Saved]]:
@@ -203,15 +217,22 @@ class JournalDirectory:
         """See that nobody has the journal of `uid` open.
 
         Raises:
-            ConfigError: another process has.
+            ConfigError: another process has, or it is not writable.
         """
         path = self._path(uid)
-        if path.exists():
-            _locked(path).close()
+        try:
+            if path.exists():
+                _locked(path).close()
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     def remove(self, uid: str) -> None:
-        """Forget a session that is not open."""
-        self._path(uid).unlink(missing_ok=True)
+        """Forget a session that is not open.
+
+        Raises:
+            ConfigError: the directory is not writable.
+        """
+        _remove(self._path(uid))
 
     def _path(self, uid: str) -> Path:
         if not is_uid(uid):
@@ -346,6 +367,13 @@ def _locked(path: Path, mode: Literal["ab", "r+b"] = "r+b") -> FileIO:
             hint="leave that chat, or stop the agent that runs here",
         ) from None
     return file
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

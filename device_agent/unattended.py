@@ -19,6 +19,8 @@ from protocol.errors import SledError
 
 LOOK_S = 0.2
 RETRY_S = 2.0
+LONGEST_RETRY_S = 300.0
+"""After failures in a row, such as on a full disk."""
 
 _logger = logging.getLogger(__name__)
 
@@ -38,13 +40,16 @@ def finishing(agent: DeviceAgent) -> Iterator[None]:
 
 def finish_cut_off(agent: DeviceAgent, stop: threading.Event) -> int:
     """Finish them one after another, and wait for their verifiers; how many were finished until `stop`."""
-    n_finished = 0
+    n_finished = n_failed = 0
     while not stop.is_set() and not agent.halt_reason:
         try:
             agent.wait_ready(LOOK_S)
             live = agent.cut_off_session()
             if live is not None:
-                n_finished += _finish(agent, live, stop)
+                is_finished = _finish(agent, live, stop)
+                n_finished, n_failed = n_finished + is_finished, 0 if is_finished else n_failed + 1
+                if n_failed:
+                    stop.wait(min(RETRY_S * 2.0 ** min(n_failed - 1, 16), LONGEST_RETRY_S))
             elif not agent.call(lambda: agent.desk.has_cut_off):
                 break
             else:

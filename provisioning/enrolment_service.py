@@ -37,6 +37,7 @@ class EnrolmentDesk:
         self._fleet = fleet
         self._book = ClaimBook(fleet.registry)
         self._device_port = device_port
+        self._told: set[tuple[str, str]] = set()
 
     def answer(self, topic: str, payload: bytes) -> tuple[str, bytes] | None:
         """Topic and payload of the answer; None for what must not be answered.
@@ -72,7 +73,9 @@ class EnrolmentDesk:
                 sign=lambda device: self._fleet.authority("device").certify(device, public_key),
             )
         except ClaimRefusedError as error:
-            self._fleet.audit.append("enrol-refused", claim, why=error.why, key=key[:16])
+            if (claim, error.why) not in self._told:  # who asks over and over fills no log
+                self._told.add((claim, error.why))
+                self._fleet.audit.append("enrol-refused", claim, why=error.why, key=key[:16])
             return EnrollResponse(refusal=error.why, detail=str(error)[:300])
         if enrolled.is_new:
             self._fleet.audit.append("enrol", enrolled.device, claim=claim, key=key[:16])

@@ -245,6 +245,22 @@ def test_a_torn_tail_is_cut_before_more_is_appended(tmp_path: Path) -> None:
     assert again.finished == "limit"
 
 
+def test_what_stood_behind_a_wrong_line_never_comes_back(tmp_path: Path) -> None:
+    """The line that takes the place of the wrong one may end just where an old one begins."""
+    path = written(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"0" * (len(lines[3]) - 1) + b"\n", *lines[4:]]))
+    directory = JournalDirectory(tmp_path)
+    (saved,) = directory.load()
+    assert saved.tokens == (1, 2, 3)
+    journal = directory.open(saved)
+    journal.append(Entry(1, 3, (6, 5)), is_durable=False)
+    journal.close()
+    assert len(path.read_bytes()) == sum(map(len, lines[:4])), "as long as the line that it replaces"
+    (again,) = directory.load()
+    assert again.tokens == (1, 2, 3, 6, 5)
+
+
 def test_a_long_journal_is_rewritten_as_one_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "COMPACT_BYTES", 100)
     path = written(tmp_path)
@@ -288,6 +304,49 @@ def test_a_session_in_which_nothing_was_said_is_none_to_go_on_with(tmp_path: Pat
     unused.close()
     directory.remove_unused()
     assert [file.stem[-1] for file in tmp_path.iterdir()] == ["5"]
+
+
+def test_what_a_power_cut_left_half_written_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path)
+
+    class PowerCutError(Exception):
+        pass
+
+    def cut(_descriptor: int) -> None:
+        raise PowerCutError
+
+    with monkeypatch.context() as patch, contextlib.suppress(PowerCutError):
+        patch.setattr(os, "fsync", cut)
+        patch.setattr(Path, "unlink", lambda _path, missing_ok: missing_ok)
+        JournalDirectory(tmp_path).create(FRESH)
+    assert len(list(tmp_path.iterdir())) == 2
+    JournalDirectory(tmp_path).remove_unused()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_on_a_read_only_disk_nothing_is_removed_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path)
+    directory = JournalDirectory(tmp_path)
+    directory.create(replace(FRESH, uid="0" * 16)).close()
+    (tmp_path / ".x.journal.00000000").touch()
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    directory.remove_unused()
+    with pytest.raises(ConfigError, match="Read-only"):
+        directory.remove(FRESH.uid)
+    (saved,) = directory.load()
+    with pytest.raises(ConfigError, match="Read-only"):
+        directory.open(saved).remove()
+    monkeypatch.setattr(Path, "open", read_only)
+    with pytest.raises(ConfigError, match="Read-only"):
+        directory.check_unused(FRESH.uid)
+    directory.remove_unused()
+    assert path.exists()
 
 
 def test_removing_leaves_nothing(tmp_path: Path) -> None:

@@ -131,6 +131,30 @@ def test_p2_a_verdict_that_begins_above_the_text_is_ignored() -> None:
     finish(world)
 
 
+def test_p2_nothing_of_a_verdict_behind_a_gap_is_taken_for_the_text() -> None:
+    world = asked(World(drafting=random_drafter))
+    text = world.session.tokens
+    for tokens in ((1,), (1, 2), (1, 2, 3)):
+        world.to_device(verdict_for(world, start=len(text) + 2, tokens=tokens))
+    n_published = len(world.published)
+    world.run(lambda: len(world.published) > n_published or not world.session.is_active)
+    assert world.session.tokens[: len(text)] == text
+    finish(world)
+
+
+def test_what_waits_to_be_sent_again_is_not_sent_to_the_next_verifier() -> None:
+    """Told to wait, then left: the next one gets the text, not a window of a generation that is over."""
+    world = asked(World(n_verifiers=2, drafting=random_drafter), max_tokens=20)
+    n_published = len(world.published)
+    deliver_refusal(world, "rate_limited", retry_after_s=2.0)
+    world.verifiers["v1"].kill()
+    world.do(world.session.verifier_gone("v1", world.now_s))
+    world.run(lambda: len(world.published) > n_published)
+    assert world.published[n_published].opening is not None
+    assert world.published[n_published].generation == world.session.generation
+    finish(world)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"uid": "0123456789abcdef"}, {"generation": 0}, {"generation": 9}, {"round": 99}],
@@ -613,6 +637,17 @@ def test_a_text_that_two_draining_verifiers_refuse_is_sent_less_and_less_often()
     world.is_losing_windows = False
     deliver_refusal(world, "draining", retry_after_s=1.0)
     finish(world)
+
+
+def test_an_acknowledgement_of_something_else_lets_nothing_out() -> None:
+    session = World().session
+    (opening,) = (each.window for each in session.start_turn(PROMPT, 10, 0.0) if isinstance(each, Publish))
+    stopped = [*session.stop(0.0), *session.start_turn(PROMPT, 10, 0.0)]
+    assert not any(isinstance(each, Publish) for each in stopped), "one publish at a time"
+    assert session.published(opening.generation, opening.round + 1, 0, 0.0) == []
+    assert session.published(opening.generation + 1, opening.round, 0, 0.0) == []
+    (again,) = session.published(opening.generation, opening.round, 0, 0.0)
+    assert isinstance(again, Publish)
 
 
 def test_a_broker_that_forbids_writing_fails_the_turn() -> None:
