@@ -195,14 +195,18 @@ class Operator:
         return self.clear(self.retained(filters))
 
     def retained(self, filters: Sequence[str]) -> dict[str, bytes]:
-        """What the broker retains for `filters`, by topic.
+        """What the broker retains for `filters`, by topic, and nothing of what was asked for before.
 
         Raises:
             LinkError: the snapshot did not come within the timeout.
         """
         self._seen.clear()
         self._snapshot(filters)
-        return dict(self._seen)
+        return {
+            topic: payload
+            for topic, payload in self._seen.items()
+            if any(_is_matched(each, topic) for each in filters)
+        }
 
     def retain(self, topic: str, payload: bytes) -> None:
         """Have the broker retain a message of the fleet's.
@@ -283,6 +287,14 @@ class Operator:
             self._inventory.take(event.topic, event.payload)
             if self._command and COMMAND_RESPONSE.parse(event.topic):
                 self._command.take(event.payload, event.at_s)
+
+
+def _is_matched(topic_filter: str, topic: str) -> bool:
+    """For filters of the topic table, in which `+` is the only wildcard."""
+    levels, names = topic_filter.split("/"), topic.split("/")
+    return len(levels) == len(names) and all(
+        level in ("+", name) for level, name in zip(levels, names, strict=True)
+    )
 
 
 def _successful(command: PendingCommand, timeout_s: float) -> PendingCommand:

@@ -15,6 +15,7 @@ import pytest
 from broker_config.tied_exec import tied
 from fleet.inventory import DeviceRow
 from fleet.operator import Operator
+from fleet.quotas import publish_quotas
 from protocol.codec import encode
 from protocol.errors import ConfigError, LinkError, SessionError
 from protocol.fleet_messages import Desired, SessionHealth
@@ -138,6 +139,26 @@ def test_an_old_wish_from_an_old_persistence_file_is_not_taken(live_fleet: LiveF
         assert device.duties.settings.max_tokens == 20
         outcome = operator.set_config("old", {"max_draft": 2})
         assert (outcome.state, outcome.revision) == ("applied", 3)
+
+
+def test_a_long_lived_operator_clears_nothing_that_others_have_wished_meanwhile(tmp_path: Path) -> None:
+    """As `sled fleet serve`, which looks at wishes, requests and quotas by turns."""
+    wishes, wish = DESIRED.filter("f"), DESIRED.topic("f", d="later-1")
+    with (
+        LiveFleet(tmp_path, backends=("fleet.serve",)) as live,
+        Operator(live.endpoint("fleet.serve"), identity="fleet.serve", fleet="f") as service,
+    ):
+        service.retained([wishes])
+        with operator_of(live) as operator:
+            operator.retain(wish, encode(Desired(revision=1, config={})))
+        assert publish_quotas(service, "f", {}) == ()
+        assert wish in service.retained([wishes])
+        with operator_of(live) as operator:
+            operator.retain(wish, encode(Desired(revision=2, config={})))
+        assert service.forget("later-2") == 0
+        assert wish in service.retained([wishes])
+        assert service.forget("later-1") == 1
+        assert wish not in service.retained([wishes])
 
 
 def test_ping_is_answered_and_its_request_cleared(live_fleet: LiveFleet) -> None:
