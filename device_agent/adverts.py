@@ -6,7 +6,7 @@ import random
 
 from device_agent.actions import Binding
 from protocol.errors import LinkError, SledError, VocabularyMismatchError
-from protocol.messages import VerifierStatus
+from protocol.messages import MAX_DRAFT, VerifierStatus
 from protocol.sampler import SAMPLER_VERSION
 
 MUCH_DEARER = 2.0
@@ -155,4 +155,4 @@ def _is_other_version(status: VerifierStatus) -> bool:
 
 
 def _binding(name: str, status: VerifierStatus) -> Binding:
-    return Binding(name, status.target or "", status.max_context, status.max_draft)
+    return Binding(name, status.target or "", status.max_context, min(status.max_draft, MAX_DRAFT))

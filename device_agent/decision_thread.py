@@ -14,6 +14,8 @@ from protocol.errors import SessionError
 _logger = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 60.0
+FAULT_WAIT_S = 1.0
+"""Before a tick that failed is tried again without a step in between: a fault must not take all the power."""
 CALL_TIMEOUT_S = 60.0
 
 _ResultT = TypeVar("_ResultT")
@@ -84,22 +86,25 @@ class DecisionThread:
         return future.result(CALL_TIMEOUT_S)
 
     def _run(self) -> None:
+        is_sound = True
         while True:
             try:
-                step = self._steps.get(timeout=self._wait_s())
+                step = self._steps.get(timeout=self._wait_s() if is_sound else FAULT_WAIT_S)
             except Empty:
                 pass
             else:
                 if step is None:
                     return
                 self._guarded(step)
-            self._guarded(self._tick)
+            is_sound = self._guarded(self._tick)
 
-    def _guarded(self, step: Step) -> None:
+    def _guarded(self, step: Step) -> bool:
         try:
             step()
         except Exception:
             _logger.exception("device %s: a step failed", self._name)
+            return False
+        return True
 
     def _wait_s(self) -> float:
         due_s = self._due_s()

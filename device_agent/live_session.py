@@ -137,6 +137,16 @@ class LiveSession:
                         self._journal.append(action.entry, is_durable=action.is_durable)
             self.give_up(error if isinstance(error, SledError) else _fault(error))
 
+    def tick(self, now_s: float) -> None:
+        """Time has passed; a fault of this session ends its turn, and no other session waits for it."""
+        try:
+            actions = self.machine.tick(now_s)
+        except Exception as error:
+            _logger.exception("session %s in slot %d ends its turn", self.machine.uid, self.slot)
+            self.give_up(_fault(error))
+        else:
+            self.perform(actions)
+
     def give_up(self, error: SledError) -> None:
         """End the turn under way with `error`."""
         now_s = self._shell.now_s()

@@ -255,7 +255,7 @@ class SessionDesk:
         for live in [*self._sessions.values()]:
             deadline_s = live.machine.deadline_s
             if deadline_s is not None and now_s >= deadline_s:
-                live.perform(live.machine.tick(now_s))
+                live.tick(now_s)
 
     def link_changed(self, *, is_up: bool) -> None:
         """The link is up or down."""

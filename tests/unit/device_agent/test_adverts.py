@@ -11,7 +11,7 @@ import pytest
 from device_agent.actions import Binding
 from device_agent.adverts import Adverts
 from protocol.errors import LinkError, VocabularyMismatchError
-from protocol.messages import VerifierStatus
+from protocol.messages import MAX_DRAFT, VerifierStatus
 from protocol.sampler import SAMPLER_VERSION
 
 OURS, OTHERS = "00000000000000bb", "00000000000000b0"
@@ -215,3 +215,11 @@ def test_verifiers_that_all_drain_have_no_room_and_are_named(adverts: Adverts) -
     assert adverts.choose() is not None, "for a session that one of them still has"
     adverts.update("b", status())
     assert adverts.has_room
+
+
+def test_a_verifier_of_a_later_version_gets_no_longer_windows_than_this_one_can_write() -> None:
+    adverts = Adverts(OURS)
+    adverts.update("v1", status().model_copy(update={"max_draft": 4 * MAX_DRAFT}))
+    binding = adverts.choose()
+    assert binding is not None
+    assert binding.max_draft == MAX_DRAFT

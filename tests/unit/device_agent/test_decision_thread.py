@@ -95,3 +95,18 @@ def test_readiness_ends_the_wait_at_once_and_a_mismatch_soon() -> None:
     timer.start()
     assert readiness.wait(60.0)
     timer.join()
+
+
+def test_a_timer_that_fails_takes_no_power_and_holds_no_step_up() -> None:
+    n_ticks = []
+
+    def fail() -> None:
+        n_ticks.append(1)
+        raise ZeroDivisionError
+
+    thread = DecisionThread("pi-1", fail, lambda: 0.0, time.monotonic)
+    thread.start()
+    time.sleep(0.2)
+    assert thread.call(lambda: 7) == 7
+    thread.stop()
+    assert len(n_ticks) <= 4

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from queue import SimpleQueue
 
+import pytest
+
 from device_agent.actions import Binding, FindVerifier, Left, NeedDraft
 from device_agent.chat_events import ChatEvent, Failed
 from device_agent.controller import Controller
@@ -89,3 +91,18 @@ def test_a_token_that_cannot_be_shown_ends_the_turn_and_hides_nothing_on_disk(tm
     live.detach()
     (saved,) = directory.load()
     assert saved.tokens == machine.tokens == (1, 2, BAD_TOKEN, 3)
+
+
+def test_a_fault_of_the_timer_ends_this_turn_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = DeviceSession(FRESH, Binding("v1", TARGET, 200, 8), Controller(), SessionOptions())
+    live = LiveSession(machine, JournalDirectory(tmp_path).create(FRESH), Desk(), BrittleStream)
+    events: SimpleQueue[ChatEvent] = SimpleQueue()
+    live.begin(lambda now_s: machine.start_turn((1, 2), 10, now_s), events)
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "tick", lambda _: 1 // 0)
+        live.tick(1.0)
+    event = events.get_nowait()
+    assert isinstance(event, Failed)
+    assert "ZeroDivisionError" in str(event.error)
+    assert not machine.is_active
+    live.detach()
