@@ -114,7 +114,7 @@ class Conductor:
     def on_window(self, device: str, slot: int, window: Window, arrived_s: float) -> None:
         """Take one window; a fault of ours in it harms no other session."""
         if window.opening is not None:
-            self.table.backlog_s = self.planner.backlog_s
+            self.table.backlog_s = self.planner.backlog_s(device)
         now_s = self._clock()
         try:
             self.perform(self.table.on_window(device, slot, window, now_s, arrived_s=arrived_s))

@@ -63,12 +63,21 @@ class Planner:
         """Most tokens of a step."""
         return self._rows.budget_tokens
 
-    @property
-    def backlog_s(self) -> float:
-        """Engine time that the waiting prompts will take."""
+    def backlog_s(self, device: str) -> float:
+        """Engine time of the waiting prompts that go before one more of `device`.
+
+        Of each device these are at most as many as `device` then has itself, as in the order of a step: who
+        fills all its slots keeps no other waiting for all of them.
+        """
+        prompts: dict[str, list[Work]] = {}
+        for task in sorted(self._tasks.values(), key=lambda task: task.arrived_s):
+            if task.n_prefill > 0:
+                prompts.setdefault(task.device, []).append(task)
+        n_of_each = len(prompts.get(device, ())) + 1
         sizes = (
             StepSize.of_prompt(task.n_prefill - task.n_shared, task.n_cached + task.n_shared)
-            for task in self._tasks.values()
+            for tasks in prompts.values()
+            for task in tasks[:n_of_each]
         )
         return self.cost.predict_s(sum(sizes, start=StepSize(0))) - self.cost.fixed_s
 

@@ -59,8 +59,8 @@ class SessionTable:
     Attributes:
         price: current price, put into refusals and immediate verdicts.
         is_draining: True refuses new sessions; those that exist go on.
-        backlog_s: how long the prompts that wait will take; beyond the rules' bound openings are refused;
-            to be set before an opening is given to `on_window`.
+        backlog_s: how long the prompts that go before an opening will take; beyond the rules' bound it is
+            refused; to be set before the opening is given to `on_window`.
     """
 
     def __init__(

@@ -681,6 +681,21 @@ def test_a_verifier_refuses_nobody_for_lateness_unless_told_to(desk: Desk) -> No
     assert isinstance(desk.ask(newcomer, newcomer.next_window())[-1], Verdict)
 
 
+def test_a_device_that_fills_its_slots_with_long_prompts_keeps_no_other_out() -> None:
+    """Its further prompts go after the newcomer's first, so that the newcomer does not wait for them."""
+    desk = Desk(TableEngine(is_held=True, max_context=20_000))
+    for slot in range(8):
+        prompt = [slot] * 6000
+        greedy = ScriptedDevice(desk.engine, name="greedy", slot=slot, prompt=prompt, limit=7000, seed=slot)
+        desk.send(greedy, greedy.next_window())
+    other = ScriptedDevice(desk.engine, name="other", limit=5, seed=9)
+    desk.send(other, other.next_window())
+    assert desk.conductor.planner.backlog_s("greedy") > 10.0 > desk.conductor.planner.backlog_s("third")
+    sent = [message for name, _, message in desk.replies if name == "other"]
+    assert not any(isinstance(message, Refusal) for message in sent)
+    assert len([session for session in desk.table if session.device == "other"]) == 1
+
+
 def test_draining_refuses_the_new_and_serves_the_old(desk: Desk) -> None:
     old = opened(desk, name="old")
     desk.table.is_draining = True

@@ -233,11 +233,14 @@ def test_a_fork_needs_a_source_and_room(bench: Bench) -> None:
     assert engine.fork(source, 20) > fork
 
 
-def test_a_fork_of_what_a_failed_step_was_to_cache_holds_nothing(bench: Bench) -> None:
+@pytest.mark.parametrize("n_before", [0, 2])
+def test_a_fork_of_what_a_failed_step_was_to_cache_holds_nothing(bench: Bench, n_before: int) -> None:
     engine, text = bench.make(), _text(5, 6)
     session = engine.open()
+    if n_before:
+        engine.submit([Row(session, 0, text[:n_before], 0)]).result()
     with bench.held(engine):
-        assert engine.submit([Row(session, 0, text[:3], 0)]).cancel()
+        assert engine.submit([Row(session, n_before, text[n_before:3], 0)]).cancel()
         fork = engine.fork(session, 3)
         after = engine.submit([Row(fork, 3, text[3:4], 1)])
     with pytest.raises(ModelError, match="failed step"):
