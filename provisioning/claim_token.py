@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from protocol.errors import ProvisioningError
 from protocol.identifiers import check_name
+from provisioning.authority import check_identity
 
 PREFIX = "sled-claim-1."
 MAX_CHARACTERS = 8_000
@@ -95,6 +96,7 @@ class ClaimToken:
         if key.public_key() != certificate.public_key():
             raise ValueError("key and certificate differ")
         (name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        check_identity("claim", str(name.value))  # folders and topics are named after it
         authority = x509.load_der_x509_certificate(_bytes(body["a"]))
         fleet = check_name("fleet", str(body["f"]))
         return cls(fleet, str(name.value), str(body["h"]), int(body["p"]), certificate, authority, key)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import datetime as dt
 import zlib
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
 
 from protocol.errors import ProvisioningError
+from provisioning.certificate import certificate_builder
 from provisioning.claim_book import ClaimTerms, make_claim
 from provisioning.claim_token import MAX_CHARACTERS, PREFIX, ClaimToken
 from provisioning.fleet_directory import FleetDirectory
@@ -47,6 +52,15 @@ def test_what_is_no_token_is_one_sentence(token: ClaimToken, fleet: FleetDirecto
     for bad in ("", "hello", text[:-20], text.replace(PREFIX, "sled-claim-9."), bomb, mixed.encode(), PREFIX):
         with pytest.raises(ProvisioningError, match="claim token"):
             ClaimToken.decode(bad)
+
+
+@pytest.mark.parametrize("name", ["claim.x/../../y", "verifier.v1", "claim.", "claim.+"])
+def test_a_token_in_another_name_than_a_claim_s_is_refused(token: ClaimToken, name: str) -> None:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = certificate_builder(subject, subject, token.key.public_key(), dt.timedelta(hours=1))
+    forged = dataclasses.replace(token, certificate=certificate.sign(token.key, hashes.SHA256()))
+    with pytest.raises(ProvisioningError, match="claim token is damaged"):
+        ClaimToken.decode(forged.encode())
 
 
 def test_every_claim_has_a_certificate_of_its_own(fleet: FleetDirectory) -> None:
