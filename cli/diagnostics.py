@@ -50,6 +50,17 @@ def error(failure: SledError) -> int:
     return failure.exit_code
 
 
+def system_failure(failure: OSError) -> SledError:
+    """What the operating system refused: which file, why, and what to look at."""
+    reason = failure.strerror or str(failure)
+    if failure.filename is None:
+        return SledError(reason, hint="see where it happened: sled -vv, then the command again")
+    return SledError(
+        f"{failure.filename}: {reason}",
+        hint="check that the folder is there, may be written and has room, or name another",
+    )
+
+
 def say(text: str) -> None:
     """One line of narration."""
     sys.stderr.write(f"{printable(text)}\n")

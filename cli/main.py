@@ -68,6 +68,8 @@ def run(arguments: list[str]) -> int:
         app(arguments, prog_name="sled")
     except SledError as failure:
         return diagnostics.error(failure)
+    except OSError as failure:
+        return diagnostics.error(diagnostics.system_failure(failure))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else ExitCode.OK
     return ExitCode.OK

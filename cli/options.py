@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,20 @@ def default_fleet() -> Path:
 def default_home() -> Path:
     """Where a device keeps its identity, model and journal when no other folder is named."""
     return _data_folder() / "device"
+
+
+def home_flag(home: Path) -> str:
+    """What a device command needs to find `home`; nothing for the one that it looks into by itself."""
+    return _flag("--home", home, Path(os.environ.get(HOME_VARIABLE) or default_home()))
+
+
+def fleet_flag(directory: Path) -> str:
+    """What an operator's command needs to find this fleet; nothing for the one that it takes by itself."""
+    return _flag("--fleet", directory, Path(os.environ.get(FLEET_VARIABLE) or default_fleet()))
+
+
+def _flag(name: str, wanted: Path, found: Path) -> str:
+    return "" if wanted.absolute() == found.absolute() else f" {name} {shlex.quote(str(wanted))}"
 
 
 def models_folder() -> Path:

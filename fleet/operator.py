@@ -169,7 +169,8 @@ class Operator:
         """
         presence = self.show_device(device).row.presence
         if presence != "online":
-            raise SessionError(f"device {device} is {presence}", hint=f"sled fleet show {device}")
+            how = "has never been seen" if presence == "never" else f"is {presence}"
+            raise SessionError(f"device {device} {how}", hint=f"sled fleet show {device}")
         command = PendingCommand.new(
             device, name, time.monotonic(), deadline_s=timeout_s, arguments=arguments
         )

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import re
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from protocol.errors import ConfigError
+
+_HOST_NAME = re.compile(
+    r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?"
+)
 NOT_BEFORE = dt.datetime(1970, 1, 2, tzinfo=dt.UTC)
 """For boards that boot without a clock."""
 
@@ -48,9 +54,18 @@ def common_name(name: str) -> x509.Name:
 
 
 def general_name(host: str) -> x509.GeneralName:
+    """How a certificate names `host`.
+
+    Raises:
+        ConfigError: it is neither an address nor a name, such as one with a port or a scheme.
+    """
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        if not _HOST_NAME.fullmatch(host):
+            raise ConfigError(
+                f"{host!r} is neither a host name nor an address", hint="without scheme and port: edge.local"
+            ) from None
         return x509.DNSName(host)
 
 

@@ -40,28 +40,30 @@ class Screen(Protocol):
     def note(self, text: str) -> None: ...
 
 
-def converse(conversation: Conversation, read_line: Callable[[], str], screen: Screen) -> None:
-    """Talk until the user leaves.
+def converse(conversation: Conversation, read_line: Callable[[], str], screen: Screen) -> int:
+    """Talk until the user leaves; how many messages had no answer.
 
     Args:
         read_line: one line without its end; raises EOFError when there are no more, KeyboardInterrupt when
             the user wants to leave at the prompt.
     """
+    n_failed = 0
     while True:
         try:
             line = read_line().strip()
         except (EOFError, KeyboardInterrupt):
-            return
+            return n_failed
         if line == "/exit":
-            return
-        if line:
-            _react(conversation, line, screen)
+            return n_failed
+        if line and not _react(conversation, line, screen):
+            n_failed += 1
 
 
-def _react(conversation: Conversation, line: str, screen: Screen) -> None:
+def _react(conversation: Conversation, line: str, screen: Screen) -> bool:
+    """Do what `line` says; False when it is a message that had no answer."""
     match line:
         case "/retry":
-            _turn(conversation, conversation.retry, screen)
+            return _turn(conversation, conversation.retry, screen)
         case "/reset":
             conversation.reset()
             screen.note(f"a new conversation, seed {conversation.seed}")
@@ -72,15 +74,22 @@ def _react(conversation: Conversation, line: str, screen: Screen) -> None:
         case _ if line.startswith("/"):
             screen.note(f"{line.split(maxsplit=1)[0]} is no command\n{HELP}")
         case _:
-            _turn(conversation, lambda: conversation.send(line), screen)
+            return _turn(conversation, lambda: conversation.send(line), screen)
+    return True
 
 
-def _turn(conversation: Conversation, begin: Callable[[], Iterator[ChatEvent]], screen: Screen) -> None:
+def _turn(conversation: Conversation, begin: Callable[[], Iterator[ChatEvent]], screen: Screen) -> bool:
+    from device_agent.chat_events import Failed
+
+    is_answered = True
     try:
         for event in begin():
             screen.show(event)
+            is_answered = not isinstance(event, Failed)
     except KeyboardInterrupt:
         conversation.stop()
         screen.note("stopped")
     except (SessionError, ModelError) as refusal:
         screen.note(f"{refusal}; {refusal.hint}" if refusal.hint else str(refusal))
+        return False
+    return is_answered

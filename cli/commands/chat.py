@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import output
-from cli.diagnostics import keep_log_off_conversation, say
+from cli.diagnostics import ExitCode, keep_log_off_conversation, say
 from cli.options import (
     HomeOption,
     JsonOption,
@@ -45,7 +45,11 @@ def chat(
     json: JsonOption = False,
     timeout: TimeoutOption = TIMEOUT_S,
 ) -> None:
-    """Talk to the target. Without a terminal, every line of stdin is one message."""
+    """Talk to the target.
+
+    Without a terminal, every line of stdin is one message; exit code 5 when one of them had no answer. With
+    --json every answer is one object and line.
+    """
     from cli.agents import agent_of
     from cli.installed import ensure_installed
     from device_agent.chat import ChatOptions
@@ -70,6 +74,7 @@ def chat(
 def talk(session: ChatSession, prompt: str | None, *, as_json: bool, timeout_s: float = TIMEOUT_S) -> None:
     """Answer one prompt, which begins in time, or talk until the user leaves."""
     from cli.chat.answer import collect
+    from cli.chat.json_lines import JsonLines
     from cli.chat.loop import converse
     from cli.chat.patience import begun_within
     from cli.chat.printer import Printer
@@ -90,7 +95,9 @@ def talk(session: ChatSession, prompt: str | None, *, as_json: bool, timeout_s: 
     if sys.stdin.isatty():
         keep_log_off_conversation()
         printer.note("type a message; /help lists commands, Ctrl-D leaves")
-    converse(session, _read_line, printer)
+    n_failed = converse(session, _read_line, JsonLines() if as_json else printer)
+    if n_failed and not sys.stdin.isatty():
+        raise typer.Exit(ExitCode.SESSION)
 
 
 def _read_line() -> str:

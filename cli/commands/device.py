@@ -11,7 +11,7 @@ import typer
 from cli import output
 from cli.commands import device_models
 from cli.diagnostics import say
-from cli.options import HomeOption, JsonOption
+from cli.options import HomeOption, JsonOption, home_flag
 from cli.stop_event import stop_on_signals
 from protocol.errors import ConfigError
 
@@ -46,7 +46,7 @@ def install(
     must_prove = replace and not offline and (home / "device.toml").exists()
     installed = install_bundle(bundle, home, replace=replace, prove=prove if must_prove else None)
     say(f"device {installed.device} of fleet {installed.fleet} is in {home}")
-    say("next: sled chat")
+    say(f"next: sled chat{home_flag(home)}")
 
 
 @app.command()
@@ -92,7 +92,7 @@ def enroll(
     say(f"fleet {token.fleet}, broker {newcomer.host}:{newcomer.port}, its CA is {token.fingerprint[:16]}...")
     installed = enrol(newcomer, home, timeout_s=timeout, say=say)
     say(f"device {installed.device} of fleet {installed.fleet} is in {home}")
-    say("next: sled chat")
+    say(f"next: sled chat{home_flag(home)}")
 
 
 def _token_text(claim: str) -> str:

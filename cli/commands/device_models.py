@@ -68,6 +68,10 @@ def pull(*, home: HomeOption, json: JsonOption = False, timeout: TimeoutOption =
         say(f"{status.name} is in use from the next start on")
     elif stop.is_set():
         say("stopped; the same command goes on")
+    elif status.state == "rolled_back":
+        raise ModelError(
+            f"{status.name} was rolled back here", hint="have it pushed again: sled fleet models push"
+        )
     else:
         raise ModelError(f"{status.name} is {status.state}: {status.reason}", hint="sled device models ls")
 

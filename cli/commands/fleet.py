@@ -19,7 +19,7 @@ from cli.fleet_options import (
     ReloadCommandOption,
     operator_of,
 )
-from cli.options import FleetOption, JsonOption, TimeoutOption, default_fleet
+from cli.options import FleetOption, JsonOption, TimeoutOption, default_fleet, fleet_flag
 from cli.stop_event import stop_on_signals
 from protocol.errors import BrokerError
 
@@ -71,7 +71,8 @@ def init(
     )
     BrokerAddress(host=host[0] if host else "localhost").store(fleet.path)
     say(f"fleet {fleet.fleet} is in {fleet.path}; keep it private and back it up: it holds the CAs' keys")
-    say("next: sled up, then sled provision device DEVICE --out DEVICE.sled")
+    flag = fleet_flag(fleet.path)
+    say(f"next: sled up{flag}, then sled provision device DEVICE --out DEVICE.sled{flag}")
 
 
 @app.command("ls")

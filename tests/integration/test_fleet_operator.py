@@ -181,7 +181,7 @@ def test_ping_is_answered_and_its_request_cleared(live_fleet: LiveFleet) -> None
 
 def test_devices_that_are_away_or_unknown_are_said_to_be(live_fleet: LiveFleet) -> None:
     with operator_of(live_fleet, known=("away",)) as operator:
-        with pytest.raises(SessionError, match="device away is never"):
+        with pytest.raises(SessionError, match="device away has never been seen"):
             operator.ping("away")
         for ask in (operator.show_device, operator.ping):
             with pytest.raises(ConfigError, match="no device 'nobody'"):

@@ -78,7 +78,9 @@ def test_a_model_is_pushed_pulled_listed_and_rolled_back(
     assert run(["device", "models", "ls", "--home", str(home)]) == 0
     assert "newest delivery: better, rolled_back" in capsys.readouterr().out
     assert run(["device", "models", "pull", "--home", str(home), "--json"]) == 4
-    assert orjson.loads(capsys.readouterr().out)["state"] == "rolled_back"
+    shown = capsys.readouterr()
+    assert orjson.loads(shown.out)["state"] == "rolled_back"
+    assert "better was rolled back here\n  try: have it pushed again: sled fleet models push\n" in shown.err
     assert operator.row("pi-1")["state"] == "rolled_back"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from cli.chat.answer import collect
+from cli.chat.json_lines import JsonLines
 from cli.chat.loop import converse
 from cli.chat.printer import Printer, summary
 from device_agent.actions import Notice
@@ -83,11 +85,23 @@ def typing(*lines: str | type[BaseException]) -> Callable[[], str]:
 
 def test_messages_are_answered_and_figures_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     conversation = ScriptedConversation([*ANSWER])
-    converse(conversation, typing("hi", "   ", "again"), Printer())
+    assert converse(conversation, typing("hi", "   ", "again"), Printer()) == 0
     shown = capsys.readouterr()
     assert conversation.calls == ["hi", "again"]
     assert shown.out == "the lamp is on\n" * 2
     assert shown.err.count("5 tokens in 2 rounds, 3 of 4 drafts accepted") == 2
+
+
+def test_json_is_one_object_a_message_and_nothing_of_one_that_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    screen = JsonLines()
+    assert converse(ScriptedConversation([*ANSWER]), typing("hi", "again"), screen) == 0
+    failed = Failed(SessionError("the target is gone", hint="/reset"), STATS)
+    assert converse(ScriptedConversation([TextDelta("half", (3,)), failed]), typing("hi"), screen) == 1
+    shown = capsys.readouterr()
+    assert [json.loads(line)["text"] for line in shown.out.splitlines()] == ["the lamp is on"] * 2
+    assert "the target is gone" in shown.err
 
 
 def test_commands_are_not_messages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,14 +134,14 @@ def test_a_refused_message_is_explained_and_the_conversation_goes_on(
 ) -> None:
     refusal = SessionError("the message is too long", hint="send a shorter one")
     conversation = ScriptedConversation([refusal])
-    converse(conversation, typing("x" * 9, "y"), Printer())
+    assert converse(conversation, typing("x" * 9, "y"), Printer()) == 2
     assert len(conversation.calls) == 2
     assert capsys.readouterr().err.count("the message is too long; send a shorter one") == 2
 
 
 def test_a_failed_turn_prints_its_error_with_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:
     failed = Failed(SessionError("the target is gone", hint="/reset"), STATS)
-    converse(ScriptedConversation([TextDelta("half", (3,)), failed]), typing("hi"), Printer())
+    assert converse(ScriptedConversation([TextDelta("half", (3,)), failed]), typing("hi"), Printer()) == 1
     shown = capsys.readouterr()
     assert shown.out == "half\n"
     assert "the target is gone" in shown.err

@@ -72,3 +72,26 @@ def test_a_conversation_is_not_interrupted_by_warnings_but_the_log_file_has_them
     diagnostics.keep_log_off_conversation()
     logger.warning("asked for")
     assert "asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fleet", "init", "{}/fleet"], ["--log-file", "{}/a/log", "models", "list"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_folder_that_cannot_be_made_is_one_line_and_a_hint(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert run([each.format(file) for each in arguments]) == diagnostics.ExitCode.FAILED
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith(f"sled: error: {file}")
+    assert said[1].startswith("  try: ")
+
+
+def test_a_failure_of_the_system_without_a_file_still_says_why() -> None:
+    failure = diagnostics.system_failure(OSError(28, "No space left on device"))
+    assert str(failure) == "No space left on device"
+    assert failure.hint
