@@ -7,6 +7,7 @@ is lost, which is at most the window, and is asked for again.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from device_agent.delivery.assembly import Assembly, Store
@@ -66,7 +67,7 @@ class Pull:
         """When `tick` has something to do."""
         if not self._is_up or self._assembly.is_whole:
             return None
-        if self._under_way and len(self._under_way) > self._window // 2:
+        if self._is_busy:
             return min(self._under_way.values()) + self._timeout_s
         earliest_s = max(self._asked_s + LEAST_INTERVAL_S, self._refused_until_s)
         earliest_s += self._throttle.wait_s(earliest_s)
@@ -125,6 +126,17 @@ class Pull:
         return 1 if self._throttle.pace.is_yielding else self._grown
 
     @property
+    def _is_busy(self) -> bool:
+        """Whether nothing is asked for before something has come, or is late."""
+        if not self._under_way:
+            return False
+        return len(self._under_way) > self._window // 2 or next(self._waiting(), None) is None
+
+    def _waiting(self) -> Iterator[int]:
+        """Blocks that have not come and are not under way."""
+        return (block for block in self._assembly.missing() if block not in self._under_way)
+
+    @property
     def _timeout_s(self) -> float:
         base_s = max(FIRST_TIMEOUT_S, _SLACK * self._usual_s)
         return min(LONGEST_TIMEOUT_S, base_s * 2.0 ** min(self._n_silent, 5))
@@ -132,12 +144,11 @@ class Pull:
     def _ask(self, now_s: float) -> list[PullAction]:
         if not self._is_up or now_s < max(self._asked_s + LEAST_INTERVAL_S, self._refused_until_s):
             return []
-        if self._under_way and len(self._under_way) > self._window // 2:
+        if self._is_busy:
             return []
         room = self._window - len(self._under_way)
-        waiting = (block for block in self._assembly.missing() if block not in self._under_way)
         chosen = []
-        for block in itertools.islice(waiting, room):
+        for block in itertools.islice(self._waiting(), room):
             if self._throttle.wait_s(now_s) > 0:
                 break
             self._throttle.spend(BLOCK_BYTES, now_s)

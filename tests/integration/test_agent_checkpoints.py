@@ -143,6 +143,24 @@ def test_the_journal_wins_over_the_broker_s_copy(live_fleet: LiveFleet, tmp_path
         assert at_broker(live_fleet, "dev-a") == []
 
 
+def test_a_closed_conversation_is_not_brought_back_by_a_copy_that_was_read_before(
+    live_fleet: LiveFleet, tmp_path: Path
+) -> None:
+    engine = table_engine()
+    with (
+        serving(live_fleet, engine),
+        table_agent(live_fleet, "dev-a", tmp_path, TableDrafter(engine)) as agent,
+    ):
+        agent.wait_ready(WAIT_S)
+        chat = agent.chat(ChatOptions(seed=1, max_tokens=20))
+        last(chat.send("for once only"))
+        found = agent._checkpoints.read("v1", WAIT_S)
+        assert found
+        chat.close()
+        agent.call(lambda: agent.desk.adopt(found))
+        assert not agent.call(lambda: agent.desk.has_journals)
+
+
 def test_with_checkpoints_switched_off_the_broker_gets_none(live_fleet: LiveFleet, tmp_path: Path) -> None:
     engine = table_engine()
     with serving(live_fleet, engine):

@@ -248,3 +248,19 @@ def test_somebody_who_waits_for_an_answer_shares_the_link_with_one_block() -> No
         network.deliver(0)
     network.wait(5.0)
     assert len(network.on_the_way) == 1
+
+
+@pytest.mark.parametrize("n_left", [1, 2, 5])
+def test_with_the_last_blocks_under_way_there_is_nothing_to_do_but_wait(n_left: int) -> None:
+    network = Network()
+    network.connect()
+    while len(network.pull._under_way) != n_left or next(network.pull._waiting(), None) is not None:
+        if network.on_the_way:
+            network.deliver(0)
+        else:
+            network.wait(LEAST_INTERVAL_S)
+    wake_s = network.pull.wake_s
+    assert wake_s is not None
+    assert wake_s >= network.now_s + FIRST_TIMEOUT_S / 2
+    network.now_s += LEAST_INTERVAL_S
+    assert network.pull.wake_s == wake_s

@@ -11,6 +11,7 @@ import pytest
 
 from device_agent.config import DeviceConfig
 from device_agent.delivery.model_start import StartedModel, start_model
+from device_agent.delivery.offers import is_news
 from device_agent.delivery.slots import (
     MOST_STARTS,
     ModelSlot,
@@ -24,6 +25,7 @@ from device_agent.delivery.status_board import status_of
 from device_agent.drafter import DrafterInfo
 from protocol.errors import ModelError
 from protocol.messages import SamplerSettings
+from protocol.model_messages import DeliveryState
 from tests.unit.device_agent.delivered_file import content_of, manifest_of
 
 TOML = """\
@@ -251,3 +253,11 @@ def test_files_of_deliveries_that_nobody_will_use_make_room(home: Path) -> None:
     slots_file(home).write_bytes(b"damaged")
     store.remove_strays("coming-00000003.gguf")
     assert (home / "models" / "used-00000001.gguf").exists(), "unknown is not unused"
+
+
+@pytest.mark.parametrize("state", ["downloading", "waiting", "active", "refused"])
+def test_an_older_offer_is_no_news_whatever_became_of_the_newer_one(state: DeliveryState) -> None:
+    newer = status_of(MANIFEST.model_copy(update={"revision": MANIFEST.revision + 1}), state)
+    assert not is_news(MANIFEST, newer)
+    assert is_news(MANIFEST, None)
+    assert is_news(MANIFEST.model_copy(update={"revision": MANIFEST.revision + 2}), newer)
