@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_verifier import admission
 from edge_verifier.admission import Admission, AdmissionLimits, Admitted, Refused
 from edge_verifier.quota import Quota, Quotas
 from protocol.codec import encode
@@ -154,3 +155,15 @@ def test_the_bytes_of_a_day_are_refused_before_decoding() -> None:
     assert isinstance(last, Refused)
     assert last.reply is not None
     assert last.reply.retry_after_s > 80_000
+
+
+def test_a_device_that_is_forgotten_is_not_kept_out_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it would come to be counted any more."""
+    monkeypatch.setattr(admission, "_MAX_DEVICES", 3)
+    entrance = gate()
+    for i in range(20_000):
+        admit(entrance, encode(WINDOW), i / 20_000)
+    for name in ("dev-b", "dev-c", "dev-d"):
+        assert entrance.shedding == {"dev-a"}
+        admit(entrance, encode(WINDOW), 2.0, topic=TOPIC.replace("dev-a", name))
+    assert entrance.shedding == frozenset()
