@@ -56,7 +56,9 @@ class PrefixSharing:
         if following is not None:
             self._follows[session.sid] = following
         elif holder is not None and effects:
-            effects += self._kept(holder, list(text[:n]))
+            sharers = [session, *(each for each in others if each.sid == holder.sid)]
+            is_private = not any(each.opening.keep_checkpoint for each in sharers)
+            effects += self._kept(holder, list(text[:n]), is_private=is_private)
         return effects
 
     def released(self, leader: int, n_landed: int | None) -> list[int]:
@@ -102,13 +104,13 @@ class PrefixSharing:
                 found, n_held = Following(each.sid, n), n
         return found
 
-    def _kept(self, holder: Holder, tokens: list[int]) -> list[Effect]:
-        """What two texts share is kept for a third."""
+    def _kept(self, holder: Holder, tokens: list[int], *, is_private: bool) -> list[Effect]:
+        """What two texts share is kept for a third, unless nobody of them wants copies kept."""
         if holder.sid in self.prefixes:
             length = self.prefixes.use(holder.sid, len(tokens))
             return [] if length is None else [Retain(holder.sid, length)]
         n = self.prefixes.longest(len(tokens))
-        if n == 0:
+        if n == 0 or is_private:
             return []
         sid = self._new_sid()
         dropped = self.prefixes.add(sid, tokens[:n], holder.device, is_shared=True, is_coming=True)

@@ -149,6 +149,17 @@ def test_nothing_stays_of_a_session_whose_device_keeps_its_text_to_itself() -> N
     assert desk.table.n_prefix_positions == 0
 
 
+@pytest.mark.parametrize(("keeps", "n_kept"), [((False, False), 0), ((False, True), N_SHARED)])
+def test_of_what_two_such_sessions_share_nothing_stays_either(keeps: tuple[bool, bool], n_kept: int) -> None:
+    """It may be a whole conversation that its device goes on with in another slot."""
+    desk = _desk()
+    devices = [_device(desk, number, keep_checkpoint=keeps[number]) for number in range(2)]
+    for device in devices:
+        desk.finish(device)
+    assert _saved(desk) == N_SHARED
+    assert desk.table.n_prefix_positions == n_kept
+
+
 @pytest.mark.parametrize(("scope", "n_saved"), [("fleet", 2 * N_SHARED), ("device", 0), ("off", 0)])
 def test_sharing_can_be_kept_within_a_device_or_switched_off(scope: PrefixScope, n_saved: int) -> None:
     desk = _desk(scope)
