@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from device_agent.chat_events import Finished
 from device_agent.checkpoint_reader import CheckpointReader
 from device_agent.kept import Kept
 from protocol.errors import SessionError
+from protocol.identifiers import SLOTS
 from protocol.link import Published, Received, Subscription
 from protocol.topics import STATE
 from tests.integration.live_chat import alone, last, serving, wait_for
@@ -159,6 +161,26 @@ def test_a_closed_conversation_is_not_brought_back_by_a_copy_that_was_read_befor
         chat.close()
         agent.call(lambda: agent.desk.adopt(found))
         assert not agent.call(lambda: agent.desk.has_journals)
+
+
+def test_the_copy_of_a_conversation_that_makes_room_for_a_ninth_goes_at_once(
+    live_fleet: LiveFleet, tmp_path: Path
+) -> None:
+    engine = table_engine()
+    with (
+        serving(live_fleet, engine),
+        table_agent(live_fleet, "dev-a", tmp_path, TableDrafter(engine)) as agent,
+    ):
+        agent.wait_ready(WAIT_S)
+        for _ in SLOTS:
+            chat = agent.chat(ChatOptions(max_tokens=2))
+            last(chat.send("hold on"))
+            agent.call(partial(agent.desk.let_go, chat._live))
+        assert {each.slot for each in agent._checkpoints.read("v1", WAIT_S)} == set(SLOTS)
+        agent.chat()
+        assert {each.slot for each in agent._checkpoints.read("v1", WAIT_S)} == set(SLOTS) - {0}
+        for kept in agent._checkpoints.read("v1", WAIT_S):
+            agent.call(partial(agent.desk._clear_checkpoint, kept.verifier, kept.slot))
 
 
 def test_with_checkpoints_switched_off_the_broker_gets_none(live_fleet: LiveFleet, tmp_path: Path) -> None:
