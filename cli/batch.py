@@ -46,7 +46,10 @@ def read_batch(file: Path) -> tuple[BatchRow, ...]:
             lines = [(reader.line_num, line) for line, _ in zip(reader, range(MAX_ROWS), strict=False)]
             columns = reader.fieldnames or ()
     except (OSError, ValueError, csv.Error) as error:
-        raise ConfigError(f"batch {file} cannot be read: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ConfigError(
+            f"batch {file} cannot be read: {reason}", hint="it is a CSV file with the header device,model"
+        ) from error
     if "device" not in columns or not lines:
         raise ConfigError(f"batch {file} has no devices", hint="begin with a header line: device,model")
     rows: dict[str, BatchRow] = {}

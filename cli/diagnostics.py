@@ -51,12 +51,13 @@ def error(failure: SledError) -> int:
 
 
 def system_failure(failure: OSError) -> SledError:
-    """What the operating system refused: which file, why, and what to look at."""
+    """What the operating system refused: which file (of two the second), why, and what to look at."""
     reason = failure.strerror or str(failure)
-    if failure.filename is None:
+    file = failure.filename2 or failure.filename
+    if file is None:
         return SledError(reason, hint="see where it happened: sled -vv, then the command again")
     return SledError(
-        f"{failure.filename}: {reason}",
+        f"{file}: {reason}",
         hint="check that the folder is there, may be written and has room, or name another",
     )
 

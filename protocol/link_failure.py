@@ -26,7 +26,8 @@ def from_exception(error: OSError, endpoint: Endpoint) -> LinkError:
         return from_alert(getattr(error, "reason", None) or str(error), endpoint)
     if isinstance(error, ConnectionRefusedError):
         return LinkError(
-            f"nothing listens on {endpoint} (connection refused)", hint="start the broker, or check its port"
+            f"nothing listens on {endpoint} (connection refused)",
+            hint="start the broker, sled up, or check its port",
         )
     if isinstance(error, socket.gaierror):
         return LinkError(f"no address for broker host {endpoint.host!r}", hint="check the broker's name")

@@ -46,7 +46,10 @@ def back_up(fleet: FleetDirectory, out: Path) -> int:
         draft.replace(out)
         sync_directory(out.absolute().parent)
     except (OSError, sqlite3.Error) as error:
-        raise ProvisioningError(f"backup {out} cannot be written: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ProvisioningError(
+            f"backup {out} cannot be written: {reason}", hint="name a folder that may be written and has room"
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
     return out.stat().st_size

@@ -92,7 +92,10 @@ def make_bundle(
         draft.replace(out)
         sync_directory(out.parent)
     except OSError as error:
-        raise ProvisioningError(f"bundle {out} cannot be written: {error.strerror or error}") from error
+        raise ProvisioningError(
+            f"bundle {out} cannot be written: {error.strerror or error}",
+            hint="name a file in a folder that may be written and has room: --out FILE",
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
     return out

@@ -79,7 +79,10 @@ def install(
         )
         raise ProvisioningError(f"{bundle} is not a usable bundle: {text}", hint=_ASK_AGAIN) from error
     except OSError as error:
-        raise ProvisioningError(f"{bundle} cannot be installed: {error.strerror or error}") from error
+        raise ProvisioningError(
+            f"{bundle} cannot be installed: {error.strerror or error}",
+            hint=f"check its path, and that {home.parent} may be written and has room",
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return InstalledDevice(manifest.fleet, manifest.device, home)
@@ -97,7 +100,9 @@ def read_identity(bundle: Path) -> tuple[str, str]:
     except (EOFError, tarfile.TarError, ValidationError, ValueError, zlib.error) as error:
         raise ProvisioningError(f"{bundle} is not a usable bundle", hint=_ASK_AGAIN) from error
     except OSError as error:
-        raise ProvisioningError(f"{bundle} cannot be read: {error.strerror or error}") from error
+        raise ProvisioningError(
+            f"{bundle} cannot be read: {error.strerror or error}", hint="check its path"
+        ) from error
     return manifest.fleet, manifest.device
 
 

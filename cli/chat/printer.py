@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,8 @@ class Printer:
 
     @staticmethod
     def _dim(text: str) -> None:
-        sys.stderr.write(f"{DIM}{diagnostics.printable(text)}{PLAIN}\n")
+        dim, plain = ("", "") if os.environ.get("NO_COLOR") else (DIM, PLAIN)
+        sys.stderr.write(f"{dim}{diagnostics.printable(text)}{plain}\n")
         sys.stderr.flush()
 
 

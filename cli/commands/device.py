@@ -104,7 +104,11 @@ def _token_text(claim: str) -> str:
     try:
         return Path(claim[1:]).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"claim file {claim[1:]} cannot be read: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ConfigError(
+            f"claim file {claim[1:]} cannot be read: {reason}",
+            hint="write the token into it",
+        ) from error
 
 
 @app.command()

@@ -74,6 +74,8 @@ def up(
     stop = stop_on_signals()
     with site:
         site.wait_ready(timeout)
+        if device_port != stored.device_port and directory.registry.devices():
+            say(f"devices made so far look for port {stored.device_port}: give them new bundles")
         say(f"broker for devices: {site.address.host}:{site.address.device_port}; Ctrl-C stops both")
         while not stop.wait(CHECK_INTERVAL_S):
             site.check()

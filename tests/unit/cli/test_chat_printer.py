@@ -69,3 +69,13 @@ def test_a_note_takes_back_what_is_unverified(
     printer.show(UnverifiedText("next", (2,)))
     printer.note("stopped")
     assert capsys.readouterr().out == "Hi\x1b[2m there\x1b[0m\r\x1b[2C\x1b[J\n\x1b[2mnext\x1b[0m\r\x1b[J"
+
+
+@pytest.mark.parametrize(("setting", "shown"), [("", "\x1b[2mnext\x1b[0m\n"), ("1", "next\n")])
+def test_notes_are_plain_for_those_who_want_no_colour(
+    setting: str, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", setting)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    Printer().note("next")
+    assert capsys.readouterr().err == shown

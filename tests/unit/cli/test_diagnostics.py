@@ -95,3 +95,35 @@ def test_a_failure_of_the_system_without_a_file_still_says_why() -> None:
     failure = diagnostics.system_failure(OSError(28, "No space left on device"))
     assert str(failure) == "No space left on device"
     assert failure.hint
+
+
+def test_of_two_files_the_one_to_be_written_is_named() -> None:
+    failure = diagnostics.system_failure(OSError(28, "No space left on device", "from.pem", None, "to.pem"))
+    assert str(failure) == "to.pem: No space left on device"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fleet", "backup", "{0}/none/b.tgz", "--fleet", "{0}/fleet"],
+        ["provision", "device", "pi", "--out", "{0}/none/pi.sled", "--fleet", "{0}/fleet"],
+        ["provision", "batch", "{0}/none.csv", "--fleet", "{0}/fleet"],
+        ["device", "install", "{0}/none.sled", "--home", "{0}/home"],
+        ["chat", "--bundle", "{0}/none.sled", "--home", "{0}/home"],
+        ["device", "enroll", "--claim", "@{0}/none", "--home", "{0}/home"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_a_file_out_of_reach_is_named_with_what_to_do(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["fleet", "init", str(tmp_path / "fleet")]) == diagnostics.ExitCode.OK
+    capsys.readouterr()
+    assert run([each.format(tmp_path) for each in arguments]) in {
+        diagnostics.ExitCode.USAGE,
+        diagnostics.ExitCode.PROVISIONING,
+    }
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said
+    assert "Errno" not in said
+    assert "\n  try: " in said
