@@ -75,7 +75,7 @@ def up(
     with site:
         site.wait_ready(timeout)
         if device_port != stored.device_port and directory.registry.devices():
-            say(f"devices made so far look for port {stored.device_port}: give them new bundles")
+            say(f"the port was {stored.device_port} last time: devices made then look for that one")
         say(f"broker for devices: {site.address.host}:{site.address.device_port}; Ctrl-C stops both")
         while not stop.wait(CHECK_INTERVAL_S):
             site.check()
