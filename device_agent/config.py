@@ -178,7 +178,10 @@ def _check_key(section: str, key: str, *, source: str) -> None:
 def _put(tables: dict[str, dict[str, Any]], dotted: str, value: object, *, source: str) -> None:
     section, _, key = dotted.partition(".")
     if section not in _SECTIONS:
-        raise ConfigError(f"{source}: section {unknown_key(section, _SECTIONS)}")
+        raise ConfigError(
+            f"{source}: section {unknown_key(section, _SECTIONS)}",
+            hint=f"name section and key: {ENVIRONMENT_PREFIX}SETTINGS_TEMPERATURE, settings.temperature",
+        )
     _check_key(section, key, source=source)
     field = _SECTIONS[section].model_fields[key]
     is_typed_text = isinstance(value, str) and field.annotation is not str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +42,7 @@ def install(
     from provisioning.bundle import install as install_bundle
 
     def prove(draft: Path) -> None:
-        check_certificate(DeviceConfig.load(draft).endpoint, CONNECT_TIMEOUT_S)
+        check_certificate(DeviceConfig.load(draft, {}, os.environ).endpoint, CONNECT_TIMEOUT_S)
 
     must_prove = replace and not offline and (home / "device.toml").exists()
     installed = install_bundle(bundle, home, replace=replace, prove=prove if must_prove else None)
@@ -134,7 +135,7 @@ def show(*, home: HomeOption, json: JsonOption = False) -> None:
     """Show the device that is installed here."""
     from device_agent.config import DeviceConfig
 
-    config = DeviceConfig.load(home)
+    config = DeviceConfig.load(home, {}, os.environ)
     details = {
         "device": config.identity.device,
         "fleet": config.identity.fleet,

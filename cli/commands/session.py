@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,7 @@ def list_sessions(
     from device_agent.config import DeviceConfig
     from device_agent.shelf import Shelf
 
-    shelf = Shelf(DeviceConfig.load(home), timeout)
+    shelf = Shelf(DeviceConfig.load(home, {}, os.environ), timeout)
     try:
         sessions = shelf.sessions_here() if local else shelf.sessions()
     except LinkError as error:
@@ -62,7 +63,7 @@ def remove_sessions(
 
     if bool(sessions) == everything:
         raise ConfigError("name the conversations, or say --all", hint="see the names: sled session ls")
-    shelf = Shelf(DeviceConfig.load(home), timeout)
+    shelf = Shelf(DeviceConfig.load(home, {}, os.environ), timeout)
     known = shelf.sessions_here() if local else shelf.sessions()
     chosen = known if everything else chosen_sessions(known, sessions or ())
     uids = [each.uid for each in chosen]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,22 @@ def test_a_broker_keeps_the_ports_that_its_devices_know() -> None:
 def test_listeners_do_not_share_a_port(ports: tuple[int | None, int | None, int | None]) -> None:
     with pytest.raises(ConfigError, match="cannot serve two listeners"):
         listener_ports(BrokerAddress(), *ports)
+
+
+def test_a_device_is_shown_with_what_the_environment_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet, bundle, home = (str(tmp_path / name) for name in ("fleet", "pi.sled", "home"))
+    assert run(["fleet", "init", fleet]) == ExitCode.OK
+    assert run(["provision", "device", "pi", "--fleet", fleet, "--out", bundle]) == ExitCode.OK
+    assert run(["device", "install", bundle, "--home", home]) == ExitCode.OK
+    capsys.readouterr()
+    monkeypatch.setenv("SLED_DEVICE_SETTINGS_TEMPERATURE", "0.75")
+    assert run(["device", "show", "--home", home, "--json"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out)["temperature"] == 0.75
+    monkeypatch.setenv("SLED_DEVICE_BROKER_HOST", "nowhere.invalid")
+    assert run(["session", "ls", "--home", home, "--timeout", "1"]) == ExitCode.OK
+    assert "nowhere.invalid" in capsys.readouterr().err
+    monkeypatch.setenv("SLED_DEVICE_TEMPERATURE", "0.75")
+    assert run(["device", "show", "--home", home]) == ExitCode.USAGE
+    assert "SLED_DEVICE_SETTINGS_TEMPERATURE" in capsys.readouterr().err
