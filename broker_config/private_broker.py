@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -23,7 +24,7 @@ from broker_config.configuration import (
 )
 from broker_config.free_ports import check_is_free, choose_ports
 from broker_config.probe import find_mosquitto
-from broker_config.running_broker import RunningBroker, replace_text
+from broker_config.running_broker import RunningBroker, log_since, replace_text
 from broker_config.tied_exec import tied
 from protocol.errors import BrokerError
 
@@ -36,6 +37,9 @@ _RUNNING = b" running"
 _MOST_CRASHES = 3
 _CRASH_SPAN_S = 60.0
 """More crashes than that within this time have a cause that a start does not cure."""
+
+_MOST_LOG_BYTES = 8 << 20
+"""Of the log, and of what is kept of it when it is begun anew: brokers run for months."""
 
 _logger = logging.getLogger(__name__)
 
@@ -124,8 +128,8 @@ class PrivateBroker:
 
     @property
     def log(self) -> str:
-        """What Mosquitto has logged since it was last started."""
-        return self._log_since(self._log_start).decode(errors="replace")
+        """What Mosquitto has logged since it was last started, or since its log was begun anew."""
+        return log_since(self.log_file, self._log_start).decode(errors="replace")
 
     def check(self) -> None:
         """Do nothing while the broker runs.
@@ -139,13 +143,15 @@ class PrivateBroker:
     def revive(self) -> bool:
         """Start it again, on the same ports, when a signal has ended it; whether that was so.
 
-        It comes back with the state that it saved last, at most half a minute old.
+        It comes back with the state that it saved last, at most half a minute old. While it runs, a log that
+        has become long is begun anew.
 
         Raises:
             BrokerError: it has ended by itself, does not start, or crashes again and again.
         """
         ended = None if self._process is None else self._process.poll()
         if self._process is not None and ended is None:
+            self._turn_log_over()
             return False
         now_s = time.monotonic()
         self._crashes_s = [at_s for at_s in self._crashes_s if now_s - at_s < _CRASH_SPAN_S] + [now_s]
@@ -289,15 +295,23 @@ class PrivateBroker:
     def _wait_for(self, mark: bytes, log_start: int, trouble: str) -> None:
         """Until `mark` appears in the log behind `log_start`."""
         deadline_s = time.monotonic() + _START_S
-        while mark not in self._log_since(log_start):
+        while mark not in log_since(self.log_file, log_start):
             if self._process is None or self._process.poll() is not None or time.monotonic() > deadline_s:
                 raise self._failure(trouble)
             time.sleep(_POLL_S)
 
-    def _log_since(self, start: int) -> bytes:
-        with self.log_file.open("rb") as file:
-            file.seek(start)
-            return file.read()
+    def _turn_log_over(self) -> None:
+        """Keep the log so far beside it and empty it; Mosquitto appends to it where it ends then."""
+        try:
+            if self.log_file.stat().st_size <= _MOST_LOG_BYTES:
+                return
+            kept = self.log_file.with_name(f"{self.log_file.name}.1")
+            kept.unlink(missing_ok=True)
+            shutil.copyfile(self.log_file, kept)
+        except OSError as error:
+            _logger.warning("of the broker's long log nothing is kept: %s", error)
+        os.truncate(self.log_file, 0)
+        self._log_start = 0
 
     def _failure(self, trouble: str) -> BrokerError:
         lines = self.log.splitlines() if self.log_file.exists() else []

@@ -88,7 +88,7 @@ class RunningBroker:
         log_size = log.stat().st_size
         started_s = time.monotonic()
         signal_s = 0.0
-        while RELOADING not in _tail(log, log_size):
+        while RELOADING not in log_since(log, log_size):
             now_s = time.monotonic()
             if not self._is_alive():
                 raise self._ended()
@@ -146,7 +146,8 @@ def replace_text(file: Path, text: str) -> None:
     draft.replace(file)
 
 
-def _tail(file: Path, start: int) -> bytes:
-    with file.open("rb") as content:
-        content.seek(start)
+def log_since(log: Path, start: int) -> bytes:
+    """What a log has behind its first `start` bytes; all that it has, if it was begun anew since."""
+    with log.open("rb") as content:
+        content.seek(start if start <= os.fstat(content.fileno()).st_size else 0)
         return content.read()

@@ -127,6 +127,29 @@ def test_one_that_ended_by_itself_is_not_started_again(own_fleet: LiveFleet) -> 
         own_fleet.broker.revive()
 
 
+def test_a_long_log_is_begun_anew_and_its_end_is_kept(
+    own_fleet: LiveFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = own_fleet.broker
+    log, kept = broker.log_file, broker.log_file.with_name("mosquitto.log.1")
+    assert not broker.revive()
+    assert not kept.exists()
+    for _ in range(2):
+        with own_fleet.link("dev-a", (recorder := Recorder())):
+            recorder.next(Connected)
+        n_long = log.stat().st_size
+        monkeypatch.setattr(private_broker, "_MOST_LOG_BYTES", n_long - 1)
+        assert not broker.revive()
+        assert log.stat().st_size < n_long <= kept.stat().st_size
+        assert "dev-a" in kept.read_text()
+    with own_fleet.link("dev-b", (recorder := Recorder())):
+        recorder.next(Connected)
+    assert "dev-b" in broker.log
+    broker.reload()
+    os.truncate(log, 0)
+    broker.reload()
+
+
 def _crash(broker: PrivateBroker) -> None:
     assert broker.pid is not None
     os.kill(broker.pid, signal.SIGSEGV)
