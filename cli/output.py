@@ -69,6 +69,9 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_cell(item)}" for name, item in value.items()) or "-"
     if isinstance(value, list | tuple):
-        return ", ".join(_cell(item) for item in value) or "-"
+        separator = "; " if any(isinstance(item, Mapping) for item in value) else ", "
+        return separator.join(_cell(item) for item in value) or "-"
     return str(value)
