@@ -302,14 +302,12 @@ class PrivateBroker:
 
     def _turn_log_over(self) -> None:
         """Keep the log so far beside it and empty it; Mosquitto appends to it where it ends then."""
+        if not self.log_file.exists() or self.log_file.stat().st_size <= _MOST_LOG_BYTES:
+            return
         try:
-            if self.log_file.stat().st_size <= _MOST_LOG_BYTES:
-                return
-            kept = self.log_file.with_name(f"{self.log_file.name}.1")
-            kept.unlink(missing_ok=True)
-            shutil.copyfile(self.log_file, kept)
+            shutil.copyfile(self.log_file, self.log_file.with_name(f"{self.log_file.name}.1"))
         except OSError as error:
-            _logger.warning("of the broker's long log nothing is kept: %s", error)
+            _logger.warning("of the broker's long log not all is kept: %s", error)
         os.truncate(self.log_file, 0)
         self._log_start = 0
 

@@ -130,10 +130,8 @@ class DutiesShell:
                 self._run(link, action)
             case Halt(reason):
                 self._on_halt(reason)
-            case ApplySettings():
-                pass  # sessions read `duties.settings` at each turn
-            case _:
-                pass
+            case ApplySettings() | Save():
+                pass  # sessions read `duties.settings` at each turn; `perform` saves
 
     def _run(self, link: Link, command: RunCommand) -> None:
         try:

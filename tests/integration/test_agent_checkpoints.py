@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from device_agent.agent import DeviceAgent
 from device_agent.chat import ChatOptions
 from device_agent.chat_events import Finished
 from device_agent.checkpoint_reader import CheckpointReader
@@ -36,6 +39,15 @@ def read(fleet: LiveFleet, device: str) -> tuple[Kept, ...]:
     with fleet.link(device, lambda event: [reader.feed(event) for reader in readers] and None) as link:
         readers.append(CheckpointReader(link, "f", device))
         return readers[0].read("v1", WAIT_S)
+
+
+@contextmanager
+def served_agent(fleet: LiveFleet, home: Path) -> Iterator[DeviceAgent]:
+    """A device that a verifier of its target is there for."""
+    engine = table_engine()
+    with serving(fleet, engine), table_agent(fleet, "dev-a", home, TableDrafter(engine)) as agent:
+        agent.wait_ready(WAIT_S)
+        yield agent
 
 
 def two_homes(path: Path) -> tuple[Path, Path]:
@@ -148,12 +160,7 @@ def test_the_journal_wins_over_the_broker_s_copy(live_fleet: LiveFleet, tmp_path
 def test_a_closed_conversation_is_not_brought_back_by_a_copy_that_was_read_before(
     live_fleet: LiveFleet, tmp_path: Path
 ) -> None:
-    engine = table_engine()
-    with (
-        serving(live_fleet, engine),
-        table_agent(live_fleet, "dev-a", tmp_path, TableDrafter(engine)) as agent,
-    ):
-        agent.wait_ready(WAIT_S)
+    with served_agent(live_fleet, tmp_path) as agent:
         chat = agent.chat(ChatOptions(seed=1, max_tokens=20))
         last(chat.send("for once only"))
         found = agent._checkpoints.read("v1", WAIT_S)
@@ -166,12 +173,7 @@ def test_a_closed_conversation_is_not_brought_back_by_a_copy_that_was_read_befor
 def test_the_copy_of_a_conversation_that_makes_room_for_a_ninth_goes_at_once(
     live_fleet: LiveFleet, tmp_path: Path
 ) -> None:
-    engine = table_engine()
-    with (
-        serving(live_fleet, engine),
-        table_agent(live_fleet, "dev-a", tmp_path, TableDrafter(engine)) as agent,
-    ):
-        agent.wait_ready(WAIT_S)
+    with served_agent(live_fleet, tmp_path) as agent:
         for _ in SLOTS:
             chat = agent.chat(ChatOptions(max_tokens=2))
             last(chat.send("hold on"))

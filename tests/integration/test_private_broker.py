@@ -148,6 +148,8 @@ def test_a_long_log_is_begun_anew_and_its_end_is_kept(
     broker.reload()
     os.truncate(log, 0)
     broker.reload()
+    log.unlink()
+    assert not broker.revive()
 
 
 def _crash(broker: PrivateBroker) -> None:
