@@ -60,11 +60,17 @@ class ConfigChange:
         The revision is above the reported one, too: a broker may have come back with an old wish.
 
         Raises:
-            ConfigError: nothing is wanted, or a value cannot be sent.
+            ConfigError: nothing is wanted, a value cannot be sent, or a wish is taken back that is none.
         """
         if not wanted:
             raise ConfigError("no setting is named", hint="for example: temperature=0.5")
-        merged = {**(desired.config if desired else {}), **wanted}
+        before = desired.config if desired else {}
+        for key, value in wanted.items():
+            if value is None and key not in before:
+                raise ConfigError(
+                    f"the fleet wants no {key!r} of device {device}", hint=f"sled fleet show {device}"
+                )
+        merged = {**before, **wanted}
         config = {key: value for key, value in merged.items() if value is not None}
         revision = 1 + max(desired.revision if desired else 0, reported.revision if reported else 0)
         try:

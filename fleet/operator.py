@@ -125,8 +125,11 @@ class Operator:
 
         A device that is away gets the wish when it is back: the outcome is then `pending`.
 
+        Args:
+            wanted: by key; None takes an earlier wish back, and the device decides that by itself again.
+
         Raises:
-            ConfigError: there is no such device, or nothing is wanted.
+            ConfigError: there is no such device, nothing is wanted, or a wish is taken back that is none.
             LinkError: the broker did not take the wish.
         """
         details = self.show_device(device)

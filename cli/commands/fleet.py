@@ -317,6 +317,25 @@ def set_config(
         raise typer.Exit(ExitCode.FAILED)
 
 
+@config_app.command("unset")
+def unset_config(
+    device: DeviceArgument,
+    keys: Annotated[list[str], typer.Argument(help="Settings named before.", metavar="KEY...")],
+    *,
+    fleet: FleetOption,
+    broker: BrokerOption = None,
+    json: JsonOption = False,
+    timeout: TimeoutOption = 10.0,
+) -> None:
+    """Leave settings to the device again, and wait until it reports back; also a wish that it refuses."""
+    from provisioning.fleet_directory import FleetDirectory
+
+    with operator_of(fleet, broker, timeout) as operator:
+        FleetDirectory.open(fleet).audit.append("config-unset", device, settings=keys)
+        outcome = operator.set_config(device, dict.fromkeys(keys), timeout_s=timeout).to_json()
+    output.as_json(outcome) if json else output.fields(outcome)
+
+
 def _local_backend_port(fleet: Path) -> int | None:
     from broker_config.running_broker import RunningBroker
 

@@ -123,6 +123,18 @@ def test_a_bad_setting_is_refused_by_the_device_with_a_reason(
     reasons = {refusal["key"]: refusal["reason"] for refusal in outcome["refusals"]}
     assert reasons.keys() == {"temperature", "tempreature"}
     assert "temperature" in reasons["tempreature"]
+    back = ("fleet", "config", "unset", "garage-pi", "temperature", "tempreature", "--json")
+    done = sled(household.folder, *back, "--fleet", household.fleet)
+    assert done.exit_code == 0, done.stderr
+    [outcome] = done.objects()
+    assert (outcome["state"], outcome["config"]) == ("applied", {"temperature": 0.3})
+    [shown] = sled(
+        household.folder, "fleet", "show", "garage-pi", "--json", "--fleet", household.fleet
+    ).objects()
+    assert not {"temperature", "tempreature"} & shown["desired"].keys()
+    again = sled(household.folder, *back, "--fleet", household.fleet)
+    assert again.exit_code == 2
+    assert "wants no 'temperature' of device garage-pi" in again.stderr
 
 
 def test_a_killed_device_is_shown_as_lost_and_the_other_goes_on(

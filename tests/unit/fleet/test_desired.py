@@ -14,7 +14,8 @@ from protocol.fleet_messages import Desired, Reported, SettingRefusal
 def judged(
     wanted: dict[str, Any], revision: int, config: dict[str, Any], *refused: str
 ) -> ConfigOutcome | None:
-    change = ConfigChange.over("pi-1", wanted, Desired(revision=4, config={}), None)
+    before = Desired(revision=4, config=dict.fromkeys(wanted, 0))
+    change = ConfigChange.over("pi-1", wanted, before, None)
     assert change.desired.revision == 5
     refusals = tuple(SettingRefusal(key=key, reason="no") for key in refused)
     return change.judge(Reported(revision=revision, config=config, refusals=refusals))
@@ -66,6 +67,11 @@ def test_a_report_decides_the_outcome(
     assert outcome.state == state
     assert outcome.config == {key: config[key] for key in wanted if key in config}
     assert {refusal["key"] for refusal in outcome.to_json()["refusals"]} == set(refused) & set(wanted)
+
+
+def test_a_wish_that_is_none_cannot_be_taken_back() -> None:
+    with pytest.raises(ConfigError, match="wants no 'b' of device pi-1"):
+        ConfigChange.over("pi-1", {"a": None, "b": None}, Desired(revision=4, config={"a": 1}), None)
 
 
 @pytest.mark.parametrize("wanted", [{}, {"a": float("nan")}, {"a": object()}])
