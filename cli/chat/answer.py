@@ -44,27 +44,47 @@ class Answer:
         }
 
 
+class Gathering:
+    """The text of a turn so far.
+
+    Attributes:
+        parts: as they came.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def take(self, event: ChatEvent) -> Answer | None:
+        """The answer, once this event ends it."""
+        from device_agent.chat_events import Finished, TextDelta
+
+        match event:
+            case TextDelta(text):
+                self.parts.append(text)
+            case Finished(reason, stats):
+                return Answer("".join(self.parts), reason, stats)
+            case _:
+                pass
+        return None
+
+
 def collect(events: Iterator[ChatEvent], show: Callable[[ChatEvent], None] | None = None) -> Answer:
     """The answer that `events` make, each of them also given to `show`, but for a failure.
 
     Raises:
         SledError: the turn failed; whoever takes it tells the user.
     """
-    from device_agent.chat_events import Failed, Finished, TextDelta
+    from device_agent.chat_events import Failed, TextDelta
 
-    parts: list[str] = []
+    gathering = Gathering()
     show = show or (lambda _: None)
     for event in events:
         if isinstance(event, Failed):
-            if parts:
+            if gathering.parts:
                 show(TextDelta("\n", ()))
             raise event.error
         show(event)
-        match event:
-            case TextDelta(text):
-                parts.append(text)
-            case Finished(reason, stats):
-                return Answer("".join(parts), reason, stats)
-            case _:
-                pass
+        answer = gathering.take(event)
+        if answer is not None:
+            return answer
     raise RuntimeError("the events of a turn ended without its end")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cli import diagnostics, output
-from cli.chat.answer import Answer
+from cli.chat.answer import Gathering
 
 if TYPE_CHECKING:
     from device_agent.chat_events import ChatEvent
@@ -15,27 +15,27 @@ class JsonLines:
     """Prints an answer when it is whole."""
 
     def __init__(self) -> None:
-        self._parts: list[str] = []
+        self._gathering = Gathering()
 
     def show(self, event: ChatEvent) -> None:
         """Take one event of a turn."""
         from device_agent.actions import Notice
-        from device_agent.chat_events import Failed, Finished, TextDelta
+        from device_agent.chat_events import Failed
 
+        answer = self._gathering.take(event)
+        if answer is not None:
+            output.as_json(answer.to_json())
+            self._gathering = Gathering()
         match event:
-            case TextDelta(text):
-                self._parts.append(text)
-            case Finished(reason, stats):
-                output.as_json(Answer("".join(self._parts), reason, stats).to_json())
-                self._parts.clear()
             case Failed(error):
-                self._parts.clear()
+                self._gathering = Gathering()
                 diagnostics.error(error)
             case Notice(_, text):
-                self.note(text)
+                diagnostics.say(text)
             case _:
                 pass
 
     def note(self, text: str) -> None:
-        """A line about the conversation."""
+        """A line about the conversation between two answers; one that was stopped has no object."""
+        self._gathering = Gathering()
         diagnostics.say(text)

@@ -104,6 +104,15 @@ def test_json_is_one_object_a_message_and_nothing_of_one_that_failed(
     assert "the target is gone" in shown.err
 
 
+def test_nothing_of_a_stopped_answer_is_in_the_next_object(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = JsonLines()
+    stopped = ScriptedConversation([TextDelta("the la", (3,)), KeyboardInterrupt()])
+    assert converse(stopped, typing("hi"), screen) == 0
+    assert converse(ScriptedConversation([*ANSWER]), typing("again"), screen) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["text"] == "the lamp is on"
+
+
 def test_commands_are_not_messages(capsys: pytest.CaptureFixture[str]) -> None:
     conversation = ScriptedConversation([*ANSWER])
     converse(
