@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cli.assignment import parse_assignments
 from cli.provisioned import provision
 from cli.targets import resolve_draft
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, reason_of
 from protocol.identifiers import check_name
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def read_batch(file: Path) -> tuple[BatchRow, ...]:
             lines = [(reader.line_num, line) for line, _ in zip(reader, range(MAX_ROWS), strict=False)]
             columns = reader.fieldnames or ()
     except (OSError, ValueError, csv.Error) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ConfigError(
-            f"batch {file} cannot be read: {reason}", hint="it is a CSV file with the header device,model"
+            f"batch {file} cannot be read: {reason_of(error)}",
+            hint="it is a CSV file with the header device,model",
         ) from error
     if "device" not in columns or not lines:
         raise ConfigError(f"batch {file} has no devices", hint="begin with a header line: device,model")

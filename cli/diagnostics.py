@@ -13,7 +13,7 @@ import sys
 from enum import IntEnum
 from pathlib import Path
 
-from protocol.errors import SledError
+from protocol.errors import SledError, reason_of
 
 _HANDLER = "sled"
 
@@ -52,7 +52,7 @@ def error(failure: SledError) -> int:
 
 def system_failure(failure: OSError) -> SledError:
     """What the operating system refused: which file (of two the second), why, and what to look at."""
-    reason = failure.strerror or str(failure)
+    reason = reason_of(failure)
     file = failure.filename2 or failure.filename
     if file is None:
         return SledError(reason, hint="see where it happened: sled -vv, then the command again")

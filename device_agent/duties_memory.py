@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from protocol.fleet_messages import CommandState
+from protocol.json_list import JsonList
 from protocol.messages import Counter
 
 _logger = logging.getLogger(__name__)
@@ -35,9 +35,9 @@ class DutiesMemory(BaseModel):
 
     revision: Counter = 0
     wanted: dict[str, JsonValue] = Field(default_factory=dict)
-    seen: Annotated[tuple[str, ...], Strict(strict=False)] = ()
-    commands: Annotated[tuple[CommandState, ...], Strict(strict=False)] = ()
-    lives: Annotated[tuple[str, ...], Strict(strict=False)] = ()
+    seen: JsonList[str] = ()
+    commands: JsonList[CommandState] = ()
+    lives: JsonList[str] = ()
 
     @classmethod
     def load(cls, content: bytes | None) -> DutiesMemory:

@@ -65,7 +65,6 @@ class Session:
         self._max_context = max_context
         self._opening: Opening | None = None
         self._chain: Chain | None = None
-        self._text: Sequence[int] = ()  # the chain's tokens, whatever becomes of them
         self._n_valid = 0  # cached[:n_valid] is a prefix of the text
         self._turn_start = 0
         self._waiting: dict[int, Pending] = {}
@@ -98,7 +97,7 @@ class Session:
     @property
     def length(self) -> int:
         """Number of tokens in the text, prompt included; 0 before the opening."""
-        return len(self._text)
+        return 0 if self._chain is None else len(self._chain)
 
     @property
     def turn_start(self) -> int:
@@ -142,7 +141,6 @@ class Session:
         """Open, or rebuild after anything: the text is `tokens`; the common cached prefix stays."""
         self._opening = opening
         self._chain = Chain(opening.settings, target, tokens)
-        self._text = self._chain.tokens
         self._n_valid = _common_length(self.cached, tokens)
         self._turn_start = self.n_opening = len(tokens)
         self._abandon(generation)
@@ -215,7 +213,7 @@ class Session:
         """
         length = self.length
         if length > self._turn_start:
-            return self.ends.at(length, self._text[-1])
+            return self.ends.at(length, self.chain.tokens[-1])
         if length >= self._max_context:
             return "context"
         return "limit" if length >= self.limit else None
@@ -259,7 +257,7 @@ class Session:
             return None
         length, start = self.length, self._usable_length()
         draft = self._fed_draft(pending, length)
-        rest = [*self._text[start:], *draft]
+        rest = [*self.chain.tokens[start:], *draft]
         is_last = n_tokens >= len(rest)
         n_logits = 1 + len(draft) if is_last else 0
         tokens = tuple(rest[:n_tokens])
@@ -284,7 +282,7 @@ class Session:
 
     def adopt(self, length: int) -> None:
         """The cache has been replaced by one that holds the first `length` tokens of the text."""
-        self.cached = list(self._text[:length])
+        self.cached = list(self.chain.tokens[:length])
         self._n_valid = length
 
     def settle(self, pending: Pending, judgement: Judgement) -> None:

@@ -44,7 +44,7 @@ class Chain:
 
     @property
     def tokens(self) -> Sequence[int]:
-        """The history, as it is at any time; do not modify."""
+        """The history; do not modify."""
         return self._tokens
 
     def hash_at(self, length: int) -> str:

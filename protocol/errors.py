@@ -35,6 +35,11 @@ class SledError(Exception):
         self.hint = hint
 
 
+def reason_of(error: Exception) -> str:
+    """Why, in the operating system's own words where it has some: without number and file."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 class ConfigError(SledError):
     """A setting, file or command-line argument that cannot be used."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from protocol.json_list import JsonList
 from protocol.messages import Counter, Message
 
 MAX_OTHER_LIVES = 64
@@ -44,18 +45,14 @@ class DeviceStatus(Message):
     incarnation: str = Field(max_length=64)
     problem: str = Field(default="", max_length=300)
     yields_to: str = Field(default="", max_length=64)
-    others: Annotated[
-        tuple[Annotated[str, Field(max_length=64)], ...], Field(fail_fast=True), Strict(strict=False)
-    ] = Field(default=(), max_length=MAX_OTHER_LIVES)
+    others: JsonList[Annotated[str, Field(max_length=64)]] = Field(default=(), max_length=MAX_OTHER_LIVES)
     boot_id: str = Field(default="", max_length=64)
     serial: str = Field(default="", max_length=64)
     agent_version: str = Field(default="", max_length=40)
     model: str = Field(default="", max_length=200)
     model_hash: str = Field(default="", max_length=64)
     vocabulary: str = Field(default="", max_length=16)
-    sessions: Annotated[tuple[SessionHealth, ...], Field(fail_fast=True), Strict(strict=False)] = Field(
-        default=(), max_length=8
-    )
+    sessions: JsonList[SessionHealth] = Field(default=(), max_length=8)
 
 
 class Desired(Message):
@@ -79,7 +76,7 @@ class Reported(Message):
 
     revision: Counter
     config: dict[str, JsonValue] = Field(max_length=64)
-    refusals: Annotated[tuple[SettingRefusal, ...], Field(fail_fast=True), Strict(strict=False)] = ()
+    refusals: JsonList[SettingRefusal] = ()
 
 
 class CommandRequest(Message):
@@ -106,9 +103,7 @@ class CommandState(BaseModel):
 class CommandResponse(Message):
     """Retained: the state of all open commands of a device, one document."""
 
-    commands: Annotated[tuple[CommandState, ...], Field(fail_fast=True), Strict(strict=False)] = Field(
-        max_length=32
-    )
+    commands: JsonList[CommandState] = Field(max_length=32)
 
 
 class Telemetry(Message):

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, ConfigDict, Field
 
 from protocol import PROTOCOL_VERSION
+from protocol.json_list import JsonList
 from protocol.packed_tokens import PackedTokens, TokenId
 
 MAX_DRAFT = 32
@@ -44,8 +45,7 @@ RefusalReason = Literal[
 Uid = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Counter = Annotated[int, Field(ge=0, lt=1 << 53)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-# Without `fail_fast` a large list of bad ids costs an error object each, and its reader stands still.
-TokenList = Annotated[tuple[TokenId, ...], Field(fail_fast=True), Strict(strict=False)]
+TokenList = JsonList[TokenId]
 DisplayRate = Annotated[float, Field(gt=0.0, le=MAX_DISPLAY_RATE_TOKENS_S)]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
+from protocol.json_list import JsonList
 from protocol.messages import Counter, Message
 
 MAX_REQUESTED_BLOCKS = 32
@@ -44,7 +45,7 @@ class ModelOffer(Message):
 
     manifest: str = Field(max_length=58_000)
     signature: str = Field(max_length=200)
-    certificates: Annotated[tuple[str, ...], Strict(strict=False)] = Field(min_length=1, max_length=4)
+    certificates: JsonList[str] = Field(min_length=1, max_length=4)
 
 
 class ModelRequest(Message):
@@ -56,9 +57,7 @@ class ModelRequest(Message):
     """
 
     model: str = Field(pattern=r"^[0-9a-f]{16}$")
-    blocks: Annotated[tuple[_Range, ...], Field(fail_fast=True), Strict(strict=False)] = Field(
-        min_length=1, max_length=MAX_REQUESTED_BLOCKS
-    )
+    blocks: JsonList[_Range] = Field(min_length=1, max_length=MAX_REQUESTED_BLOCKS)
 
 
 class ModelStatus(Message):

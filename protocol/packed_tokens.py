@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field, PlainSerializer, Strict
+from pydantic import Field, PlainSerializer
 from pydantic.functional_validators import BeforeValidator
+
+from protocol.json_list import JsonList
 
 MAX_CONTEXT_TOKENS = 12_000
 """Context tokens in one message: four characters each, within `protocol.messages.MAX_PAYLOAD_BYTES`."""
@@ -46,9 +48,8 @@ def _unpacked(value: object) -> object:
 
 
 PackedTokens = Annotated[
-    tuple[TokenId, ...],
-    Strict(strict=False),
-    Field(max_length=MAX_CONTEXT_TOKENS, fail_fast=True),
+    JsonList[TokenId],
+    Field(max_length=MAX_CONTEXT_TOKENS),
     BeforeValidator(_unpacked),
     PlainSerializer(pack_tokens, return_type=str),
 ]

@@ -18,7 +18,7 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 
 from protocol.atomic_file import SECRET_MODE, locked, sync_directory
-from protocol.errors import ProvisioningError
+from protocol.errors import ProvisioningError, reason_of
 from provisioning.authority import AUTHORITY_KINDS
 from provisioning.fleet_directory import FleetDirectory
 
@@ -46,9 +46,9 @@ def back_up(fleet: FleetDirectory, out: Path) -> int:
         draft.replace(out)
         sync_directory(out.absolute().parent)
     except (OSError, sqlite3.Error) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ProvisioningError(
-            f"backup {out} cannot be written: {reason}", hint="name a folder that may be written and has room"
+            f"backup {out} cannot be written: {reason_of(error)}",
+            hint="name a folder that may be written and has room",
         ) from error
     finally:
         draft.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from cli.commands import device_models
 from cli.diagnostics import say
 from cli.options import HomeOption, JsonOption, home_flag
 from cli.stop_event import stop_on_signals
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, reason_of
 
 CONNECT_TIMEOUT_S = 10.0
 POLL_S = 0.5
@@ -105,9 +105,8 @@ def _token_text(claim: str) -> str:
     try:
         return Path(claim[1:]).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ConfigError(
-            f"claim file {claim[1:]} cannot be read: {reason}",
+            f"claim file {claim[1:]} cannot be read: {reason_of(error)}",
             hint="write the token into it",
         ) from error
 
